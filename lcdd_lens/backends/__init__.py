@@ -1,0 +1,19 @@
+"""Models and where their weights live: the only code that knows an architecture."""
+
+from lcdd_lens.backends.base import Backend, LensModel, backend_of, device_of, parameter_of
+from lcdd_lens.backends.hooked import HookedBackend
+from lcdd_lens.backends.sites import SITE_KINDS, GateAxis, Site, SiteKind, WeightSite
+
+__all__ = [
+    "SITE_KINDS",
+    "Backend",
+    "GateAxis",
+    "HookedBackend",
+    "LensModel",
+    "Site",
+    "SiteKind",
+    "WeightSite",
+    "backend_of",
+    "device_of",
+    "parameter_of",
+]

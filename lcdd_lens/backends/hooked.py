@@ -1,0 +1,166 @@
+"""HookedTransformer (TransformerLens 3.x): where its weights live.
+
+Parameters are stored per head (``W_Q [head d_model d_head]``, ``W_O [head d_head d_model]``) and, under
+grouped-query attention, per key/value head in ``_W_K`` and ``_W_V``. Channels of ``attn_k`` and ``attn_v`` are
+key/value-head coordinates; W_O's columns repeat each value channel over the query heads that share it.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+from lcdd_lens.backends.base import LensModel, register_backend
+from lcdd_lens.backends.sites import GateAxis, Site, SiteKind, WeightSite
+from lcdd_lens.errors import ModelError
+
+_HOOKS: dict[SiteKind, str] = {
+    "attn_read": "ln1.hook_normalized",
+    "attn_q": "attn.hook_q",
+    "attn_k": "attn.hook_k",
+    "attn_v": "attn.hook_v",
+    "attn_write": "hook_attn_out",
+    "ffn_read": "ln2.hook_normalized",
+    "ffn_hidden": "mlp.hook_post",
+    "ffn_write": "hook_mlp_out",
+}
+
+
+class HookedBackend:
+    """Backend for :class:`transformer_lens.HookedTransformer`."""
+
+    name = "hooked"
+
+    def owns(self, model: object) -> bool:
+        return isinstance(model, HookedTransformer)
+
+    def sites(self, model: LensModel) -> tuple[Site, ...]:
+        return tuple(site for block in self._blocks(model) for site in block.values())
+
+    def weight_sites(self, model: LensModel) -> tuple[WeightSite, ...]:
+        present = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+        found = [
+            weight_site
+            for layer, block in enumerate(self._blocks(model))
+            for weight_site in _block_weights(model.cfg, layer, block)
+            if weight_site.parameter in present and not _is_absent_bias(weight_site, present[weight_site.parameter])
+        ]
+        return tuple(found)
+
+    def clone(self, model: LensModel) -> LensModel:
+        assert isinstance(model, HookedTransformer)
+        if any(parametrize.is_parametrized(module) for module in model.modules()):
+            raise ModelError("A routed model cannot be copied: use RoutedModel.merged() to get plain weights first.")
+        shared = {id(model.tokenizer): model.tokenizer}
+        duplicate: LensModel = copy.deepcopy(model, shared)
+        return duplicate
+
+    def embedding(self, model: LensModel) -> Float[Tensor, "d_vocab d_model"]:
+        weight: Tensor = model.W_E  # type: ignore[attr-defined]
+        return weight
+
+    def start_cache(self, model: LensModel, batch_size: int) -> Any:
+        device = next(iter(model.parameters())).device
+        return TransformerLensKeyValueCache.init_cache(model.cfg, device, batch_size)
+
+    def logits(
+        self,
+        model: LensModel,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"],
+        cache: Any = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        logits: Tensor = model(tokens, return_type="logits", attention_mask=attention_mask, past_kv_cache=cache)
+        return logits
+
+    def _blocks(self, model: LensModel) -> list[dict[SiteKind, Site]]:
+        cfg = model.cfg
+        if cfg.attn_only:
+            raise ModelError("attention-only models have no MLP sites: expected a model with MLP layers.")
+        n_kv = cfg.n_key_value_heads or cfg.n_heads
+        widths: dict[SiteKind, int] = {
+            "attn_read": cfg.d_model,
+            "attn_q": cfg.n_heads * cfg.d_head,
+            "attn_k": n_kv * cfg.d_head,
+            "attn_v": n_kv * cfg.d_head,
+            "attn_write": cfg.d_model,
+            "ffn_read": cfg.d_model,
+            "ffn_hidden": cfg.d_mlp,
+            "ffn_write": cfg.d_model,
+        }
+        hook_names = {name for name, _ in model.get_submodule("").named_modules()}
+        return [
+            {
+                kind: Site(layer, kind, f"blocks.{layer}.{hook}", widths[kind])
+                for kind, hook in _HOOKS.items()
+                if f"blocks.{layer}.{hook}" in hook_names
+            }
+            for layer in range(cfg.n_layers)
+        ]
+
+
+def _block_weights(cfg: Any, layer: int, sites: dict[SiteKind, Site]) -> list[WeightSite]:
+    n_heads, d_head = cfg.n_heads, cfg.d_head
+    n_kv = cfg.n_key_value_heads or n_heads
+    kv_prefix = "" if cfg.n_key_value_heads is None else "_"
+    # Blocks with one LayerNorm for both branches have no ln2: the MLP then reads through ln1's site.
+    mlp_read = sites.get("ffn_read", sites.get("attn_read"))
+
+    def axis(site: Site | None, expand: str, reduce: str, **sizes: int) -> GateAxis | None:
+        return None if site is None else GateAxis(site, expand, reduce, tuple(sizes.items()))
+
+    def projection(kind: SiteKind, weight: str, bias: str, heads: int) -> list[WeightSite]:
+        row = axis(sites.get(kind), "(head d_head) -> head 1 d_head", "head d_in d_head -> (head d_head)", head=heads)
+        column = axis(sites.get("attn_read"), "d_in -> 1 d_in 1", "head d_in d_head -> d_in")
+        bias_row = axis(sites.get(kind), "(head d_head) -> head d_head", "head d_head -> (head d_head)", head=heads)
+        return [WeightSite(f"{attn}.{weight}", row, column), WeightSite(f"{attn}.{bias}", bias_row, None)]
+
+    def whole(site: Site | None) -> GateAxis | None:
+        return axis(site, "channel -> channel", "channel -> channel")
+
+    def rows(site: Site | None) -> GateAxis | None:
+        return axis(site, "d_out -> 1 d_out", "d_in d_out -> d_out")
+
+    def columns(site: Site | None) -> GateAxis | None:
+        return axis(site, "d_in -> d_in 1", "d_in d_out -> d_in")
+
+    attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.mlp"
+    value_columns = axis(
+        sites.get("attn_v"),
+        "(kv d_head) -> (kv group) d_head 1",
+        "(kv group) d_head d_out -> (kv d_head)",
+        kv=n_kv,
+        d_head=d_head,
+        group=n_heads // n_kv,
+    )
+    value_rows = axis(sites.get("attn_write"), "d_out -> 1 1 d_out", "head d_head d_out -> d_out")
+    return [
+        *projection("attn_q", "W_Q", "b_Q", n_heads),
+        *projection("attn_k", f"{kv_prefix}W_K", f"{kv_prefix}b_K", n_kv),
+        *projection("attn_v", f"{kv_prefix}W_V", f"{kv_prefix}b_V", n_kv),
+        WeightSite(f"{attn}.W_O", value_rows, value_columns),
+        WeightSite(f"{attn}.b_O", whole(sites.get("attn_write")), None),
+        WeightSite(f"{mlp}.W_in", rows(sites.get("ffn_hidden")), columns(mlp_read)),
+        WeightSite(f"{mlp}.W_gate", rows(sites.get("ffn_hidden")), columns(mlp_read)),
+        WeightSite(f"{mlp}.b_in", whole(sites.get("ffn_hidden")), None),
+        WeightSite(f"{mlp}.W_out", rows(sites.get("ffn_write")), columns(sites.get("ffn_hidden"))),
+        WeightSite(f"{mlp}.b_out", whole(sites.get("ffn_write")), None),
+    ]
+
+
+def _is_absent_bias(weight_site: WeightSite, parameter: nn.Parameter) -> bool:
+    """Biases that the original checkpoint lacks: the loader leaves them frozen at zero."""
+    return weight_site.column is None and not parameter.requires_grad and not bool(torch.any(parameter != 0))
+
+
+def _plain_name(name: str) -> str:
+    """``blocks.0.attn.parametrizations.W_Q.original`` -> ``blocks.0.attn.W_Q``."""
+    return name.replace(".parametrizations.", ".").removesuffix(".original")
+
+
+register_backend(HookedBackend())
