@@ -34,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,7 +63,8 @@ def read_json(path: Path, expected: type[T]) -> T:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path} is not valid JSON ({error}): the file is damaged; save it again.") from error
     try:
-        return typeguard.check_type(content, expected, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+        every_item = typeguard.CollectionCheckStrategy.ALL_ITEMS
+        return typeguard.check_type(content, expected, collection_check_strategy=every_item)
     except typeguard.TypeCheckError as error:
         raise ArtefactError(f"{path} does not have the fields of {expected.__name__}: {error}.") from error
 
@@ -86,7 +87,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtefactError(f"{path} is not a readable safetensors file ({error}): it is damaged or cut off.") from error
+        raise ArtefactError(f"{path} is not readable safetensors ({error}): the file is damaged or cut off.") from error
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

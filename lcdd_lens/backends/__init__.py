@@ -1,6 +1,6 @@
 """Models and where their weights live: the only code that knows an architecture."""
 
-from lcdd_lens.backends.base import Backend, LensModel, backend_of, device_of, parameter_of
+from lcdd_lens.backends.base import Backend, LensModel, backend_of, device_of, parameter_of, weights_fingerprint
 from lcdd_lens.backends.hooked import HookedBackend
 from lcdd_lens.backends.sites import SITE_KINDS, GateAxis, Site, SiteKind, WeightSite
 
@@ -16,4 +16,5 @@ __all__ = [
     "backend_of",
     "device_of",
     "parameter_of",
+    "weights_fingerprint",
 ]

@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lcdd_lens.backends.sites import Site, WeightSite
 from lcdd_lens.errors import ModelError
+from lcdd_lens.io import fingerprint
 
 Hook = tuple[str | Callable[[str], bool], Callable[..., Any]]
 
@@ -111,6 +113,21 @@ def parameter_of(model: LensModel, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(owner), leaf)
     return tensor
+
+
+def weights_fingerprint(model: LensModel, weights: Mapping[str, Tensor] | None = None) -> str:
+    """Fingerprint of the embedding and every gated weight, the same on every backend for equal weights.
+
+    Args:
+        model: the model.
+        weights: gated weights by parameter name to use in place of the model's own.
+    """
+    backend = backend_of(model)
+    canonical = {"embed.W_E": backend.embedding(model)}
+    for site in backend.weight_sites(model):
+        stored = parameter_of(model, site.parameter) if weights is None else weights[site.parameter]
+        canonical[site.role] = rearrange(stored, site.matrix)
+    return fingerprint(canonical)
 
 
 def sites_by_hook(sites: Sequence[Site]) -> Mapping[str, Site]:

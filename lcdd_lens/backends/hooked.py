@@ -107,29 +107,33 @@ class HookedBackend:
 def _block_weights(cfg: Any, layer: int, sites: dict[SiteKind, Site]) -> list[WeightSite]:
     n_heads, d_head = cfg.n_heads, cfg.d_head
     n_kv = cfg.n_key_value_heads or n_heads
-    kv_prefix = "" if cfg.n_key_value_heads is None else "_"
     # Blocks with one LayerNorm for both branches have no ln2: the MLP then reads through ln1's site.
     mlp_read = sites.get("ffn_read", sites.get("attn_read"))
 
     def axis(site: Site | None, expand: str, reduce: str, **sizes: int) -> GateAxis | None:
         return None if site is None else GateAxis(site, expand, reduce, tuple(sizes.items()))
 
-    def projection(kind: SiteKind, weight: str, bias: str, heads: int) -> list[WeightSite]:
+    def weight(module: str, name: str, row: GateAxis | None, column: GateAxis | None, matrix: str) -> WeightSite:
+        stored = f"_{name}" if name in ("W_K", "W_V", "b_K", "b_V") and cfg.n_key_value_heads is not None else name
+        return WeightSite(f"blocks.{layer}.{module}.{stored}", row, column, f"blocks.{layer}.{module}.{name}", matrix)
+
+    def projection(kind: SiteKind, letter: str, heads: int) -> list[WeightSite]:
         row = axis(sites.get(kind), "(head d_head) -> head 1 d_head", "head d_in d_head -> (head d_head)", head=heads)
         column = axis(sites.get("attn_read"), "d_in -> 1 d_in 1", "head d_in d_head -> d_in")
-        bias_row = axis(sites.get(kind), "(head d_head) -> head d_head", "head d_head -> (head d_head)", head=heads)
-        return [WeightSite(f"{attn}.{weight}", row, column), WeightSite(f"{attn}.{bias}", bias_row, None)]
+        bias = axis(sites.get(kind), "(head d_head) -> head d_head", "head d_head -> (head d_head)", head=heads)
+        return [
+            weight("attn", f"W_{letter}", row, column, "head d_in d_head -> (head d_head) d_in"),
+            weight("attn", f"b_{letter}", bias, None, "head d_head -> (head d_head)"),
+        ]
 
-    def whole(site: Site | None) -> GateAxis | None:
-        return axis(site, "channel -> channel", "channel -> channel")
+    def mlp_weight(name: str, row: Site | None, column: Site | None) -> WeightSite:
+        rows = axis(row, "d_out -> 1 d_out", "d_in d_out -> d_out")
+        columns = axis(column, "d_in -> d_in 1", "d_in d_out -> d_in")
+        return weight("mlp", name, rows, columns, "d_in d_out -> d_out d_in")
 
-    def rows(site: Site | None) -> GateAxis | None:
-        return axis(site, "d_out -> 1 d_out", "d_in d_out -> d_out")
+    def bias(module: str, name: str, site: Site | None) -> WeightSite:
+        return weight(module, name, axis(site, "channel -> channel", "channel -> channel"), None, "channel -> channel")
 
-    def columns(site: Site | None) -> GateAxis | None:
-        return axis(site, "d_in -> d_in 1", "d_in d_out -> d_in")
-
-    attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.mlp"
     value_columns = axis(
         sites.get("attn_v"),
         "(kv d_head) -> (kv group) d_head 1",
@@ -140,16 +144,16 @@ def _block_weights(cfg: Any, layer: int, sites: dict[SiteKind, Site]) -> list[We
     )
     value_rows = axis(sites.get("attn_write"), "d_out -> 1 1 d_out", "head d_head d_out -> d_out")
     return [
-        *projection("attn_q", "W_Q", "b_Q", n_heads),
-        *projection("attn_k", f"{kv_prefix}W_K", f"{kv_prefix}b_K", n_kv),
-        *projection("attn_v", f"{kv_prefix}W_V", f"{kv_prefix}b_V", n_kv),
-        WeightSite(f"{attn}.W_O", value_rows, value_columns),
-        WeightSite(f"{attn}.b_O", whole(sites.get("attn_write")), None),
-        WeightSite(f"{mlp}.W_in", rows(sites.get("ffn_hidden")), columns(mlp_read)),
-        WeightSite(f"{mlp}.W_gate", rows(sites.get("ffn_hidden")), columns(mlp_read)),
-        WeightSite(f"{mlp}.b_in", whole(sites.get("ffn_hidden")), None),
-        WeightSite(f"{mlp}.W_out", rows(sites.get("ffn_write")), columns(sites.get("ffn_hidden"))),
-        WeightSite(f"{mlp}.b_out", whole(sites.get("ffn_write")), None),
+        *projection("attn_q", "Q", n_heads),
+        *projection("attn_k", "K", n_kv),
+        *projection("attn_v", "V", n_kv),
+        weight("attn", "W_O", value_rows, value_columns, "head d_head d_out -> d_out (head d_head)"),
+        bias("attn", "b_O", sites.get("attn_write")),
+        mlp_weight("W_in", sites.get("ffn_hidden"), mlp_read),
+        mlp_weight("W_gate", sites.get("ffn_hidden"), mlp_read),
+        bias("mlp", "b_in", sites.get("ffn_hidden")),
+        mlp_weight("W_out", sites.get("ffn_write"), sites.get("ffn_hidden")),
+        bias("mlp", "b_out", sites.get("ffn_write")),
     ]
 
 

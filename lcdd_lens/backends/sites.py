@@ -60,11 +60,18 @@ class GateAxis:
 
 @dataclass(frozen=True)
 class WeightSite:
-    """A gated parameter: its dotted name in the model, its row site and its column site."""
+    """A gated parameter: its dotted name in the model, its row site and its column site.
+
+    ``role`` is the weight's name in TransformerLens's words whatever the backend (``blocks.0.attn.W_Q``), and
+    ``matrix`` the einops pattern from the stored layout to ``[out in]`` (biases: ``[out]``), so that equal weights
+    have equal fingerprints on every backend.
+    """
 
     parameter: str
     row: GateAxis | None
     column: GateAxis | None
+    role: str
+    matrix: str
 
     @property
     def axes(self) -> tuple[GateAxis, ...]:

@@ -83,7 +83,8 @@ class HardConcrete:
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and self.low < 0 and self.high > 1):
             raise ConfigError(
-                f"hard concrete needs temperature > 0, low < 0 and high > 1; got {self.temperature}, {self.low}, {self.high}."
+                "hard concrete needs temperature > 0, low < 0 and high > 1; "
+                f"got {self.temperature}, {self.low}, {self.high}."
             )
 
     def sample(

@@ -55,7 +55,7 @@ class SiteLayout:
             size = where.stop - where.start
             index = torch.as_tensor(indices, dtype=torch.long).cpu()
             if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
-                raise ConfigError(f"{hook_name} has channels 0..{size - 1}; got {int(index.min())}..{int(index.max())}.")
+                raise ConfigError(f"{hook_name} has channels 0..{size - 1}; got {index.min()}..{index.max()}.")
             flags[where.start + index] = True
         return flags
 

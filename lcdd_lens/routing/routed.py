@@ -9,6 +9,7 @@ these values*; training, necessity tests and attribution all use it.
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -225,13 +226,13 @@ class RoutedModel:
         """
         parameters = self.delta_parameters()
         if weights.keys() != parameters.keys():
-            raise ModelError(f"weights do not fit this model: they differ at {sorted(weights.keys() ^ parameters.keys())[:4]}.")
+            differing = sorted(weights.keys() ^ parameters.keys())
+            raise ModelError(f"weights do not fit this model: they differ at {differing[:4]}.")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                if weights[name].shape != parameter.shape:
-                    raise ModelError(
-                        f"{name} has shape {tuple(parameter.shape)}; the given weights have {tuple(weights[name].shape)}."
-                    )
+                given, expected = tuple(weights[name].shape), tuple(parameter.shape)
+                if given != expected:
+                    raise ModelError(f"{name} has shape {expected}; the given weights have {given}.")
                 parameter.copy_(weights[name])
 
     @contextlib.contextmanager
@@ -309,7 +310,7 @@ def _restrict(weight_site: WeightSite, kinds: tuple[SiteKind, ...]) -> WeightSit
     def keep(axis: GateAxis | None) -> GateAxis | None:
         return axis if axis is not None and axis.site.kind in kinds else None
 
-    return WeightSite(weight_site.parameter, keep(weight_site.row), keep(weight_site.column))
+    return replace(weight_site, row=keep(weight_site.row), column=keep(weight_site.column))
 
 
 def _write_weights(model: LensModel, weights: Mapping[str, Tensor]) -> None:
@@ -337,6 +338,6 @@ def _check_pair(model: LensModel, base: LensModel | None, gated: set[str]) -> No
     moved = [name for name in ours if name not in gated and not torch.equal(ours[name], theirs[name])]
     if moved:
         raise ModelError(
-            f"{len(moved)} parameters that no gate covers differ from the base ({', '.join(moved[:3])}): closing all gates "
-            "would not give the base. Load both with load_pair(base, sft, reset_ungated=True) to set them back."
+            f"{len(moved)} parameters that no gate covers differ from the base ({', '.join(moved[:3])}): closing "
+            "all gates would not give the base. Load both with load_pair(base, sft, reset_ungated=True) to set them back."
         )
