@@ -2,6 +2,8 @@
 
 from lcdd_lens.backends.base import Backend, LensModel, backend_of, device_of, parameter_of, weights_fingerprint
 from lcdd_lens.backends.hooked import HookedBackend
+from lcdd_lens.backends.loading import ModelSource, load_model
+from lcdd_lens.backends.origin import Origin, origin_of
 from lcdd_lens.backends.sites import SITE_KINDS, GateAxis, Site, SiteKind, WeightSite
 
 __all__ = [
@@ -10,11 +12,15 @@ __all__ = [
     "GateAxis",
     "HookedBackend",
     "LensModel",
+    "ModelSource",
+    "Origin",
     "Site",
     "SiteKind",
     "WeightSite",
     "backend_of",
     "device_of",
+    "load_model",
+    "origin_of",
     "parameter_of",
     "weights_fingerprint",
 ]

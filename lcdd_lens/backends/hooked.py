@@ -6,6 +6,7 @@ key/value-head coordinates; W_O's columns repeat each value channel over the que
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from lcdd_lens.backends.base import LensModel, register_backend
+from lcdd_lens.backends.origin import origin_of
 from lcdd_lens.backends.sites import GateAxis, Site, SiteKind, WeightSite
 from lcdd_lens.errors import ModelError
 
@@ -44,11 +46,13 @@ class HookedBackend:
 
     def weight_sites(self, model: LensModel) -> tuple[WeightSite, ...]:
         present = {_plain_name(name): parameter for name, parameter in model.named_parameters()}
+        origin = origin_of(model)
+        absent = _frozen_zero_biases(present) if origin is None else origin.absent
         found = [
             weight_site
             for layer, block in enumerate(self._blocks(model))
             for weight_site in _block_weights(model.cfg, layer, block)
-            if weight_site.parameter in present and not _is_absent_bias(weight_site, present[weight_site.parameter])
+            if weight_site.parameter in present and weight_site.parameter not in absent
         ]
         return tuple(found)
 
@@ -157,9 +161,15 @@ def _block_weights(cfg: Any, layer: int, sites: dict[SiteKind, Site]) -> list[We
     ]
 
 
-def _is_absent_bias(weight_site: WeightSite, parameter: nn.Parameter) -> bool:
-    """Biases that the original checkpoint lacks: the loader leaves them frozen at zero."""
-    return weight_site.column is None and not parameter.requires_grad and not bool(torch.any(parameter != 0))
+def _frozen_zero_biases(parameters: Mapping[str, nn.Parameter]) -> frozenset[str]:
+    """Biases that a checkpoint of unknown origin presumably lacks; a loaded model's origin knows them."""
+    return frozenset(
+        name
+        for name, parameter in parameters.items()
+        if name.rpartition(".")[2].lstrip("_").startswith("b_")
+        and not parameter.requires_grad
+        and not bool(torch.any(parameter != 0))
+    )
 
 
 def _plain_name(name: str) -> str:
