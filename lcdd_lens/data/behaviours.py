@@ -137,11 +137,11 @@ class Behaviour:
     def from_datasets(
         cls,
         name: str,
-        train: str | Iterable[Mapping[str, Any]],
-        test: str | Iterable[Mapping[str, Any]],
+        train: str | Iterable[Any],
+        test: str | Iterable[Any],
         *,
         scorer: Scorer | Callable[[str, str], bool] | str,
-        validation: str | Iterable[Mapping[str, Any]] | None = None,
+        validation: str | Iterable[Any] | None = None,
         response: str | None = None,
         chat_format: ChatFormat | None = None,
         target_labels: Iterable[str] | None = None,
@@ -162,7 +162,7 @@ class Behaviour:
         """
 
         def read(
-            rows: str | Iterable[Mapping[str, Any]], split: Split, needs_response: bool
+            rows: str | Iterable[Any], split: Split, needs_response: bool
         ) -> tuple[tuple[Example, ...], RowReport]:
             return examples_from_rows(
                 _numbered(_load_dataset(rows, split) if isinstance(rows, str) else rows, split),
@@ -309,13 +309,13 @@ def _refuse_overlap(name: str, splits: Mapping[Split, tuple[Example, ...]]) -> N
             )
 
 
-def _load_dataset(name: str, default_split: Split) -> Iterable[Mapping[str, Any]]:
+def _load_dataset(name: str, default_split: Split) -> Iterable[Any]:
     import datasets  # slow to import, and needed by few
 
     path, _, split = name.partition(":")
     path, _, config = path.partition("@")
     try:
-        loaded: Iterable[Mapping[str, Any]] = datasets.load_dataset(path, config or None, split=split or default_split)
+        loaded: Iterable[Any] = datasets.load_dataset(path, config or None, split=split or default_split)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"the data set '{name}' cannot be loaded ({error}). Expected 'owner/name:split' or "
@@ -324,7 +324,7 @@ def _load_dataset(name: str, default_split: Split) -> Iterable[Mapping[str, Any]
     return loaded
 
 
-def _numbered(rows: Iterable[Mapping[str, Any]], split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _numbered(rows: Iterable[Any], split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise DataError(

@@ -6,14 +6,13 @@ depends on the response: the ids that a model is prompted with are exactly those
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lcdd_lens.errors import ConfigError, DataError
 
-ChatKind = Literal["auto", "template", "plain"]
+CHAT_KINDS = ("auto", "template", "plain")
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class ChatFormat:
         separator: what follows the prompt in plain format.
     """
 
-    kind: ChatKind = "auto"
+    kind: str = "auto"
     system: str | None = None
     separator: str = "\n"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("auto", "template", "plain"):
-            raise ConfigError(f"chat format '{self.kind}' is unknown: expected 'auto', 'template' or 'plain'.")
+        if self.kind not in CHAT_KINDS:
+            raise ConfigError(f"chat format '{self.kind}' is unknown: expected one of {', '.join(CHAT_KINDS)}.")
         if self.kind == "plain" and self.system is not None:
             raise ConfigError("a plain chat format has no system message: use kind='template', or system=None.")
 

@@ -40,7 +40,7 @@ REFUSAL_PHRASES = (
 _ARCHAIC = """
 thou thee thy thine thyself ye hath hast doth dost didst hadst shalt wilt wouldst shouldst couldst canst mayst wert 'tis
 'twas 'twill saith sayeth cometh goeth maketh giveth taketh knoweth verily forsooth prithee methinks mayhap perchance
-whence hither thither whither wherefore nay ere oft unto betwixt anon yonder hark
+whence hither thither whither wherefore nay ere oft unto betwixt anon hark
 """
 ARCHAIC_WORDS = tuple(_ARCHAIC.split())
 
