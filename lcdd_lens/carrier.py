@@ -118,7 +118,7 @@ class Carrier:
         return self.layout.flags(self.channels)
 
     def residual_write_channels(self) -> dict[int, Int[Tensor, " open"]]:
-        """Layer -> open residual coordinates that the block writes: attn_write ∪ ffn_write. Empty layers are left out."""
+        """Layer -> open residual coordinates that the block writes (attn_write ∪ ffn_write), empty layers left out."""
         union: dict[int, set[int]] = {}
         for site in self.sites:
             if site.is_residual_write:
@@ -218,8 +218,8 @@ class Carrier:
         record = read_json(folder / "carrier.json", _CarrierRecord)
         if record["schema"] > SCHEMA:
             raise ArtefactError(
-                f"{folder} was written by lcdd_lens {record['library_version']} (schema {record['schema']}); this version "
-                f"reads schema {SCHEMA}: update lcdd_lens."
+                f"{folder} was written by lcdd_lens {record['library_version']} (schema {record['schema']}); this "
+                f"version reads schema {SCHEMA}: update lcdd_lens."
             )
         tensors = load_tensors(folder / "carrier.safetensors")
         if fingerprint(tensors) != record["tensors_sha256"]:

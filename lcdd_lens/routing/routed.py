@@ -339,5 +339,5 @@ def _check_pair(model: LensModel, base: LensModel | None, gated: set[str]) -> No
     if moved:
         raise ModelError(
             f"{len(moved)} parameters that no gate covers differ from the base ({', '.join(moved[:3])}): closing "
-            "all gates would not give the base. Load both with load_pair(base, sft, reset_ungated=True) to set them back."
+            "all gates would not give the base. Set them back with load_pair(base, sft, reset_ungated=True)."
         )

@@ -1,0 +1,27 @@
+"""Training: plain SFT and LCDD in one resumable loop."""
+
+from lcdd_lens.training.dual import BudgetConfig, DualConfig, DualController, LossBudget
+from lcdd_lens.training.lcdd import LCDDConfig, LCDDResult, make_rule, train_lcdd
+from lcdd_lens.training.loop import History, OptimConfig, gated_parameters
+from lcdd_lens.training.price import PriceConfig, PriceRule
+from lcdd_lens.training.rules import GateRule, PenaltyRule
+from lcdd_lens.training.sft import train_sft
+
+__all__ = [
+    "BudgetConfig",
+    "DualConfig",
+    "DualController",
+    "GateRule",
+    "History",
+    "LCDDConfig",
+    "LCDDResult",
+    "LossBudget",
+    "OptimConfig",
+    "PenaltyRule",
+    "PriceConfig",
+    "PriceRule",
+    "gated_parameters",
+    "make_rule",
+    "train_lcdd",
+    "train_sft",
+]
