@@ -4,7 +4,7 @@ A rule gives the gate values of a step, and after the backward pass is told the 
 gates are leaves of the step's graph, so one backward pass serves weights and gates, whatever the rule.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from lcdd_lens.training.checkpoint import load_optimiser_tensors, optimiser_tens
 from lcdd_lens.training.dual import DualController, LossBudget, Phase
 
 
+@runtime_checkable
 class GateRule(Protocol):
     """Chooses gates during LCDD."""
 
