@@ -1,9 +1,11 @@
 """Models and where their weights live: the only code that knows an architecture."""
 
 from lcdd_lens.backends.base import Backend, LensModel, backend_of, device_of, parameter_of, weights_fingerprint
+from lcdd_lens.backends.export import export_hf
 from lcdd_lens.backends.hooked import HookedBackend
 from lcdd_lens.backends.loading import ModelSource, load_model
 from lcdd_lens.backends.origin import Origin, origin_of
+from lcdd_lens.backends.pairs import ModelPair, PairReport, PairSource, load_pair
 from lcdd_lens.backends.sites import SITE_KINDS, GateAxis, Site, SiteKind, WeightSite
 
 __all__ = [
@@ -12,14 +14,19 @@ __all__ = [
     "GateAxis",
     "HookedBackend",
     "LensModel",
+    "ModelPair",
     "ModelSource",
     "Origin",
+    "PairReport",
+    "PairSource",
     "Site",
     "SiteKind",
     "WeightSite",
     "backend_of",
     "device_of",
+    "export_hf",
     "load_model",
+    "load_pair",
     "origin_of",
     "parameter_of",
     "weights_fingerprint",

@@ -6,7 +6,7 @@ HookedTransformer cannot express is refused with the reason instead of being app
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,7 +208,7 @@ def _rotary(hf: Any, rotary_dim: int, has_local: bool) -> dict[str, Any]:
     )
 
 
-def _yarn(hf: Any, rope: dict[str, Any]) -> dict[str, Any]:
+def _yarn(hf: Any, rope: Mapping[str, Any]) -> dict[str, Any]:
     """YaRN (arXiv 2309.00071); the attention factor defaults to 0.1·ln(factor) + 1."""
     original = rope["original_max_position_embeddings"]
     factor = rope.get("factor") or hf.max_position_embeddings / original
@@ -218,8 +218,11 @@ def _yarn(hf: Any, rope: dict[str, Any]) -> dict[str, Any]:
 
     attention_factor = rope.get("attention_factor")
     if attention_factor is None:
-        weights = rope.get("mscale"), rope.get("mscale_all_dim")
-        attention_factor = temperature(weights[0]) / temperature(weights[1]) if all(weights) else temperature(1.0)
+        numerator, denominator = rope.get("mscale"), rope.get("mscale_all_dim")
+        if numerator and denominator:
+            attention_factor = temperature(numerator) / temperature(denominator)
+        else:
+            attention_factor = temperature(1.0)
     return {
         "use_yarn_rope": True,
         "yarn_factor": float(factor),

@@ -155,6 +155,7 @@ def _block_weights(cfg: Any, layer: int, sites: dict[SiteKind, Site]) -> list[We
         bias("attn", "b_O", sites.get("attn_write")),
         mlp_weight("W_in", sites.get("ffn_hidden"), mlp_read),
         mlp_weight("W_gate", sites.get("ffn_hidden"), mlp_read),
+        bias("mlp", "b_gate", sites.get("ffn_hidden")),
         bias("mlp", "b_in", sites.get("ffn_hidden")),
         mlp_weight("W_out", sites.get("ffn_write"), sites.get("ffn_hidden")),
         bias("mlp", "b_out", sites.get("ffn_write")),

@@ -64,7 +64,7 @@ def load_model(
     else:
         resolved = _resolve(source)
         name = str(source)
-        if isinstance(resolved, Path) and (resolved / "adapter_config.json").is_file():
+        if isinstance(resolved, Path) and is_adapter(resolved):
             hf_model, tokenizer_source = _merge_adapter(resolved, base, dtype)
         else:
             if base is not None:
@@ -72,6 +72,11 @@ def load_model(
             hf_model, tokenizer_source = _from_pretrained(resolved, dtype), resolved
     chosen = _load_tokenizer(tokenizer if tokenizer is not None else tokenizer_source)
     return _convert(hf_model, name, chosen, dtype, str(device))
+
+
+def is_adapter(source: ModelSource) -> bool:
+    """Whether the source is a PEFT adapter folder."""
+    return isinstance(source, str | Path) and (Path(source).expanduser() / "adapter_config.json").is_file()
 
 
 def _convert(
