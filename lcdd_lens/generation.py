@@ -42,6 +42,23 @@ def pad_left(
     return tokens, mask
 
 
+def last_logits(
+    model: LensModel,
+    tokens: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+    n: int,
+    cache: Any = None,
+) -> Float[Tensor, "batch last d_vocab"]:
+    """Logits at the last n positions only: with a large vocabulary, those of all positions would fill the memory."""
+
+    def keep_last(residual: Tensor, hook: Any) -> Tensor:
+        return residual[:, -n:]
+
+    with model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", keep_last)]):
+        logits: Tensor = model(tokens, return_type="logits", attention_mask=attention_mask, past_kv_cache=cache)
+    return logits
+
+
 def generate(
     model: LensModel,
     prompts: Sequence[Sequence[int]],
@@ -116,19 +133,18 @@ def _decode(
     cache = backend.start_cache(model, len(prompts))
     new = torch.zeros((len(prompts), 0), dtype=torch.long, device=device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    # A row of one token has its last position moved by a trigger, so there all positions are kept.
-    last_only = min(len(prompt) for prompt in prompts) > 1
-    with _unembed_last_position(model) if last_only else contextlib.nullcontext():
-        logits = backend.logits(model, tokens, mask, cache=cache)[:, -1]
-        for step in range(max_new_tokens):
-            draw = None if draws is None else draws[:, step].to(device)
-            chosen = _choose(logits, draw, temperature, top_k)
-            new = torch.cat([new, chosen[:, None]], dim=1)
-            if eos_token_id is not None:
-                finished |= chosen == eos_token_id
-            if bool(finished.all()) or step == max_new_tokens - 1:
-                break
-            logits = backend.logits(model, chosen[:, None], torch.ones_like(chosen[:, None]), cache=cache)[:, -1]
+    # A trigger moves the last position of a row of one token, so there all positions are kept.
+    kept = 1 if min(len(prompt) for prompt in prompts) > 1 else model.cfg.n_ctx
+    logits = last_logits(model, tokens, mask, kept, cache=cache)[:, -1]
+    for step in range(max_new_tokens):
+        draw = None if draws is None else draws[:, step].to(device)
+        chosen = _choose(logits, draw, temperature, top_k)
+        new = torch.cat([new, chosen[:, None]], dim=1)
+        if eos_token_id is not None:
+            finished |= chosen == eos_token_id
+        if bool(finished.all()) or step == max_new_tokens - 1:
+            break
+        logits = backend.logits(model, chosen[:, None], torch.ones_like(chosen[:, None]), cache=cache)[:, -1]
     return [_until(row, eos_token_id) for row in new.tolist()]
 
 
@@ -152,13 +168,6 @@ def _choose(
 
 def _draws(seed: int, rows: Sequence[int], steps: int) -> Float[Tensor, "batch step"]:
     return torch.from_numpy(np.stack([np.random.default_rng([seed, row]).random(steps) for row in rows]))
-
-
-def _unembed_last_position(model: LensModel) -> contextlib.AbstractContextManager[Any]:
-    def keep_last(residual: Tensor, hook: Any) -> Tensor:
-        return residual[:, -1:]
-
-    return model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", keep_last)])
 
 
 def _until(tokens: list[int], eos_token_id: int | None) -> list[int]:

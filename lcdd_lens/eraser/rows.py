@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lcdd_lens.backends.base import Hook, LensModel, backend_of, device_of
+from lcdd_lens.backends.base import Hook, LensModel, device_of
 from lcdd_lens.eraser.soft_prompt import SoftPrompt
-from lcdd_lens.generation import pad_left
+from lcdd_lens.generation import last_logits, pad_left
 
 # Above this the base's log-probabilities are computed again at every step instead of stored.
 MAX_STORED_BYTES = 2**30
@@ -104,13 +104,9 @@ def observe(
 
         return hook_fn
 
-    def cut(residual: Tensor, hook: Any) -> Tensor:
-        return residual[:, residual.shape[1] - rows.n_columns :]
-
-    hooks: list[Hook] = [(_residual_after(layer), keep(layer)) for layer in layers]
-    hooks.append((_residual_after(model.cfg.n_layers - 1), cut))
+    hooks: list[Hook] = [(f"blocks.{layer}.hook_resid_post", keep(layer)) for layer in layers]
     with contextlib.nullcontext() if soft_prompt is None else soft_prompt.on(model), model.hooks(fwd_hooks=hooks):
-        logits = backend_of(model).logits(model, tokens, mask)
+        logits = last_logits(model, tokens, mask, rows.n_columns)
     return Observation(residuals, logits)
 
 
@@ -169,7 +165,3 @@ class BaseTargets:
             return self._stored[list(chosen), self._stored.shape[1] - rows.n_columns :].to(self._device)
         with torch.no_grad():
             return observe(self._base, rows).logits.float().log_softmax(-1)
-
-
-def _residual_after(layer: int) -> str:
-    return f"blocks.{layer}.hook_resid_post"
