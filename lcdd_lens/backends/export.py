@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from lcdd_lens.backends.architectures import architecture_of
 from lcdd_lens.backends.base import LensModel
-from lcdd_lens.backends.layout import UNEMBEDDING, Link, axis_sizes
+from lcdd_lens.backends.layout import UNEMBEDDING, Link, axis_sizes, head_name
 from lcdd_lens.backends.origin import origin_of
 from lcdd_lens.errors import ArtefactError, ModelError
 
@@ -80,8 +80,7 @@ def _to_hf(model: LensModel, hf_config: Any) -> PreTrainedModel:
         hf_model.generation_config = copy.deepcopy(origin.generation_config)
 
     tensors = _checkpoint(model, links, _expected_shapes(hf_model), tied=bool(config.tie_word_embeddings))
-    head = _head_name(hf_model)
-    tensors[head] = tensors.pop(UNEMBEDDING)
+    tensors[head_name(hf_model)] = tensors.pop(UNEMBEDDING)
     hf_model.load_state_dict(tensors, strict=True, assign=True)
     hf_model.tie_weights()
     return hf_model
@@ -104,13 +103,8 @@ def _require_plain(model: LensModel) -> None:
 
 def _expected_shapes(hf_model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     shapes = {name: tuple(tensor.shape) for name, tensor in hf_model.named_parameters(remove_duplicate=False)}
-    shapes[UNEMBEDDING] = shapes.pop(_head_name(hf_model))
+    shapes[UNEMBEDDING] = shapes.pop(head_name(hf_model))
     return shapes
-
-
-def _head_name(hf_model: PreTrainedModel) -> str:
-    head = hf_model.get_output_embeddings()
-    return next(f"{name}.weight" for name, module in hf_model.named_modules() if module is head)
 
 
 def _checkpoint(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import EinopsError, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -56,6 +56,21 @@ class Link:
         return tensor.contiguous()
 
 
+def head_name(hf_model: Any) -> str:
+    """The name under which a Hugging Face model keeps its unembedding weight; versions of transformers differ.
+
+    Raises:
+        ModelError: the model has no language-modelling head.
+    """
+    head = hf_model.get_output_embeddings()
+    if head is None:
+        raise ModelError(
+            f"{type(hf_model).__name__} has no language-modelling head: expected a causal language model, "
+            "for example from AutoModelForCausalLM."
+        )
+    return next(f"{name}.weight" for name, module in hf_model.named_modules() if module is head)
+
+
 def read_checkpoint(
     links: Sequence[Link], tensors: Mapping[str, Tensor], sizes: Mapping[str, int]
 ) -> dict[str, Tensor]:
@@ -79,7 +94,13 @@ def read_checkpoint(
     parameters: dict[str, Tensor] = {}
     for link in links:
         if link.hf in tensors:
-            parameters |= link.to_lens(tensors[link.hf].detach(), sizes)
+            try:
+                parameters |= link.to_lens(tensors[link.hf].detach(), sizes)
+            except EinopsError as error:
+                raise ModelError(
+                    f"{link.hf} has shape {tuple(tensors[link.hf].shape)}, which does not divide into {dict(sizes)}: "
+                    "config.json and the weights do not belong together."
+                ) from error
     return parameters
 
 

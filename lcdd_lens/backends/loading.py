@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcdd_lens.backends.architectures import ARCHITECTURES, architecture_of, hooked_config
 from lcdd_lens.backends.base import LensModel
 from lcdd_lens.backends.biased_mlp import BiasedGatedMLP
-from lcdd_lens.backends.layout import UNEMBEDDING, axis_sizes, read_checkpoint
+from lcdd_lens.backends.layout import UNEMBEDDING, axis_sizes, head_name, read_checkpoint
 from lcdd_lens.backends.origin import Origin
 from lcdd_lens.errors import ModelError
 
@@ -122,16 +122,8 @@ def _load_parameters(model: HookedTransformer, parameters: dict[str, Tensor], ab
 
 def _checkpoint_tensors(hf_model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters by name, tied ones under each of their names, the unembedding under one name for all versions."""
-    head = hf_model.get_output_embeddings()
-    if head is None:
-        raise ModelError(
-            f"{type(hf_model).__name__} has no language-modelling head: expected a causal language model, "
-            "for example from AutoModelForCausalLM."
-        )
     tensors = dict(hf_model.named_parameters(remove_duplicate=False))
-    for name in [name for name, parameter in tensors.items() if parameter is head.weight and "embed_out" in name]:
-        del tensors[name]
-    return tensors | {UNEMBEDDING: head.weight}
+    return tensors | {UNEMBEDDING: tensors.pop(head_name(hf_model))}
 
 
 def _refuse_unusable(tensors: dict[str, Tensor], source: str) -> None:
@@ -148,6 +140,11 @@ def _refuse_unusable(tensors: dict[str, Tensor], source: str) -> None:
 
 def _resolve(source: str | Path) -> Path | str:
     """A local folder as a Path, a hub name as a str."""
+    if not isinstance(source, str | Path):
+        raise ModelError(
+            f"a {type(source).__name__} cannot be loaded: expected a name, a folder or a transformers PreTrainedModel "
+            "(a PEFT model after merge_and_unload(); a HookedTransformer is loaded already)."
+        )
     text = str(source)
     if text.startswith(_ORGANISM):
         from lcdd_lens.organisms import organism_path

@@ -198,6 +198,32 @@ class TestRefusals:
             export_hf(model, tmp_path / "thesis.txt", overwrite=True)
         assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
+    def test_an_empty_folder_is_used(self, model: LensModel, tmp_path: Path) -> None:
+        assert (export_hf(model, tmp_path) / "model.safetensors").exists()
+
+    def test_a_place_that_cannot_be_written(self, model: LensModel, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ArtefactError, match="choose a folder with space and permission"):
+            export_hf(model, tmp_path / "file" / "out")
+
+    def test_a_failed_swap_puts_the_old_folder_back(
+        self, model: LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = export_hf(model, tmp_path / "out")
+        before = (folder / "model.safetensors").read_bytes()
+        rename = Path.rename
+
+        def fail_on_new(self: Path, target: Path) -> Path:
+            if target == folder and not self.name.endswith(".old"):
+                raise PermissionError(13, "Permission denied")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", fail_on_new)
+        with pytest.raises(ArtefactError, match="Permission denied"):
+            export_hf(model, folder, overwrite=True)
+        assert (folder / "model.safetensors").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_a_failed_write_leaves_the_old_folder(
         self, model: LensModel, make_tokenizer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

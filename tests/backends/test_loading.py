@@ -1,6 +1,7 @@
 """A loaded model computes what its checkpoint computes, and a bad checkpoint is refused with the reason."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2Model, OPTConfig,
 from lcdd_lens.backends import backend_of, load_model, origin_of
 from lcdd_lens.backends.biased_mlp import BiasedGatedMLP
 from lcdd_lens.errors import ModelError
+from lcdd_lens.organisms import organism_names
 
 ROPE = {"rope_theta": 5000.0}
 LLAMA3 = ROPE | {
@@ -203,6 +205,16 @@ def test_mlp_biases_act_before_the_product(make_hf: MakeHF) -> None:
         hidden = silu(x @ mlp.W_gate + mlp.b_gate) * (x @ mlp.W_in + mlp.b_in)
         torch.testing.assert_close(mlp(x), hidden @ mlp.W_out + mlp.b_out)
     assert "blocks.0.mlp.hook_post" in model.hook_dict  # type: ignore[attr-defined]
+
+
+def test_an_embedded_model_loads_by_its_name() -> None:
+    names = organism_names()
+    if not names:
+        pytest.skip("this installation has no embedded model")
+    model = load_model(f"organism:{names[0]}")
+    assert model.tokenizer.chat_template
+    with pytest.raises(ModelError, match=f"unknown embedded model 'tinychat-none'.*{names[0]}"):
+        load_model("organism:tinychat-none")
 
 
 class TestTokenizer:
@@ -399,6 +411,16 @@ class TestBadCheckpoints:
             ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
             ("gemma2", {"use_bidirectional_attention": True}, "bidirectional"),
             ("gemma2", {"sliding_window": None}, "need a sliding_window"),
+            ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+            (
+                "qwen3",
+                {
+                    "rope_parameters": {"full_attention": ROPE},
+                },
+                "differ by layer type",
+            ),
+            ("llama", {"num_attention_heads": 2, "num_key_value_heads": 2}, "does not divide into.*belong together"),
+            ("llama", {"intermediate_size": 28}, r"blocks\.0\.mlp\.W_gate has shape \(16, 24\).*belong together"),
         ],
     )
     def test_options_without_an_equivalent_are_refused(
@@ -409,6 +431,21 @@ class TestBadCheckpoints:
             setattr(hf.config, key, value)
         with pytest.raises(ModelError, match=reason):
             load_model(hf)
+
+    def test_surplus_weights_are_ignored_with_a_warning(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self._edit(folder, num_hidden_layers=1)
+        with caplog.at_level(logging.WARNING, logger="lcdd_lens"):
+            assert load_model(folder).cfg.n_layers == 1
+        assert "tensors are not part of the model and are ignored: ['model.layers.1" in caplog.text
+
+    def test_offloaded_weights(self, make_hf: MakeHF) -> None:
+        with pytest.raises(ModelError, match="not in memory"):
+            load_model(make_hf("gpt2").to("meta"))
+
+    def test_broken_tokenizer(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{")
+        with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be loaded"):
+            load_model(folder)
 
     def test_other_dtypes(self, make_hf: MakeHF) -> None:
         with pytest.raises(ModelError, match="int8 is not supported"):

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformer_lens import HookedEncoder, HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedModel
 
 from lcdd_lens.backends import SITE_KINDS, GateAxis, LensModel, WeightSite, backend_of, load_model, parameter_of
@@ -90,6 +93,17 @@ def test_every_entry_belongs_to_one_channel_of_each_axis(model: LensModel) -> No
         assert float(entries.sum()) == parameter.numel()
 
 
+def test_matrices_have_the_row_channels_first(model: LensModel) -> None:
+    generator = torch.Generator().manual_seed(4)
+    for site in weight_sites(model):
+        values = torch.randn(parameter_of(model, site.parameter).shape, generator=generator)
+        matrix = rearrange(values, site.matrix)
+        assert site.row is not None
+        torch.testing.assert_close(
+            matrix.flatten(1).sum(1) if matrix.ndim > 1 else matrix, site.row.sum_to_channels(values)
+        )
+
+
 def closed(model: LensModel, which: Callable[[WeightSite], GateAxis | None], hook_name: str, channel: int) -> None:
     """Zero the part of every weight that belongs to one channel of one site."""
     with torch.no_grad():
@@ -164,6 +178,33 @@ def test_a_clone_is_independent_and_keeps_flags_and_tokenizer(
     assert all(torch.any(parameter) for name, parameter in model.named_parameters() if "W_" in name)
 
 
-def test_only_tensor_lens_models_have_a_backend(make_hf: MakeHF) -> None:
-    with pytest.raises(ModelError, match=r"Load it with lcdd_lens\.load_model"):
-        backend_of(make_hf("gpt2"))  # type: ignore[arg-type]
+def test_a_parametrized_model_has_the_same_weight_sites_and_no_clone(model: LensModel) -> None:
+    plain = weight_sites(model)
+    parametrize.register_parametrization(model.get_submodule("blocks.0.attn"), "W_O", nn.Identity())
+    assert weight_sites(model) == plain
+    with pytest.raises(ModelError, match=r"RoutedModel\.merged\(\)"):
+        backend_of(model).clone(model)
+
+
+def test_models_of_unknown_origin_gate_every_bias_that_is_not_a_frozen_zero() -> None:
+    cfg = {"d_model": 8, "d_head": 4, "n_layers": 1, "n_ctx": 9, "d_vocab": 5, "act_fn": "relu", "device": "cpu"}
+    model = HookedTransformer(HookedTransformerConfig(**cfg))
+    model.get_parameter("blocks.0.attn.b_Q").requires_grad_(False)
+    model.get_parameter("blocks.0.attn.b_O").requires_grad_(False).fill_(0.5)
+    gated = {site.parameter for site in weight_sites(model)}
+    assert "blocks.0.attn.b_Q" not in gated
+    assert {"blocks.0.attn.b_O", "blocks.0.attn.b_K", "blocks.0.mlp.b_in"} <= gated
+
+
+def test_attention_only_models_are_refused() -> None:
+    cfg = HookedTransformerConfig(d_model=8, d_head=4, n_layers=1, n_ctx=9, d_vocab=5, attn_only=True, device="cpu")
+    with pytest.raises(ModelError, match="no MLP sites"):
+        weight_sites(HookedTransformer(cfg))
+
+
+def test_other_models_have_no_backend() -> None:
+    encoder = HookedEncoder(
+        HookedTransformerConfig(d_model=8, d_head=4, n_layers=1, n_ctx=9, d_vocab=5, act_fn="gelu", device="cpu")
+    )
+    with pytest.raises(ModelError, match=r"HookedEncoder is not .*Load it with lcdd_lens\.load_model"):
+        backend_of(encoder)
