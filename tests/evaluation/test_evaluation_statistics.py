@@ -1,0 +1,97 @@
+"""Intervals and corrections against numbers worked out elsewhere or by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcdd_lens.errors import ConfigError, DataError
+from lcdd_lens.evaluation import bootstrap_mean, holm, paired_bootstrap, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_newcombes_published_intervals(successes: int, n: int, low: float, high: float) -> None:
+    estimate = wilson(successes / n, n)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
+    assert estimate.value == successes / n and estimate.n == n
+
+
+def test_wilson_at_one_hundred_per_cent_has_the_closed_form_n_over_n_plus_z_squared() -> None:
+    estimate = wilson(1.0, 80)
+    assert estimate.high == 1 and estimate.low == pytest.approx(80 / (80 + 1.959963984540054**2))
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_intervals_hold_the_rate_mirror_and_widen_with_confidence(n: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, n))
+    estimate, mirror = wilson(successes / n, n), wilson(1 - successes / n, n)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert (mirror.low, mirror.high) == pytest.approx((1 - estimate.high, 1 - estimate.low))
+    wider = wilson(successes / n, n, confidence=0.99)
+    assert wider.low <= estimate.low and wider.high >= estimate.high
+
+
+def test_bootstrap_of_a_mean_has_the_width_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=400)
+    estimate = bootstrap_mean(values, seed=0, n_resamples=4000)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert estimate.value == pytest.approx(values.mean())
+    assert (estimate.low, estimate.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+
+
+def test_bootstrap_repeats_with_its_seed_and_does_not_depend_on_how_it_is_chunked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = [float(value) for value in range(30)]
+    first = bootstrap_mean(values, seed=5)
+    assert bootstrap_mean(values, seed=5) == first != bootstrap_mean(values, seed=6)
+    monkeypatch.setattr("lcdd_lens.evaluation.statistics._CHUNK", 100)
+    assert bootstrap_mean(values, seed=5) == first
+    assert bootstrap_mean([2.5]) == type(first)(2.5, 1, 2.5, 2.5)
+
+
+def test_paired_bootstrap_sees_a_small_constant_difference_under_large_variation() -> None:
+    base = np.random.default_rng(0).normal(0, 100, size=50)
+    difference = paired_bootstrap(base + 1, base)
+    assert (difference.value, difference.low, difference.high) == pytest.approx((1, 1, 1))
+    assert difference.p_value == pytest.approx(2 / 2001)
+    same = paired_bootstrap(base, base)
+    assert (same.value, same.p_value) == (0, 1)
+    other = np.random.default_rng(1).normal(0, 100, size=50)
+    assert paired_bootstrap(base, other).p_value > 0.05
+    assert paired_bootstrap(other, base).value == -paired_bootstrap(base, other).value
+
+
+def test_holm_by_hand() -> None:
+    # sorted: .005·4, .01·3, .03·2, .04·1 -> .02, .03, .06, max(.06, .04)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_between_the_raw_p_and_bonferroni_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for raw, corrected in zip(p_values, adjusted, strict=True):
+        assert raw <= corrected <= min(1.0, len(p_values) * raw) + 1e-12
+    by_raw = [adjusted[index] for index in np.argsort(p_values, kind="stable")]
+    assert by_raw == sorted(by_raw)
+
+
+def test_nonsense_is_refused() -> None:
+    for rate, n in ((0.5, 0), (1.2, 10), (float("nan"), 10)):
+        with pytest.raises(ConfigError, match="expected a rate between 0 and 1"):
+            wilson(rate, n)
+    with pytest.raises(ConfigError, match=r"confidence is 95\.0"):
+        wilson(0.5, 10, confidence=95.0)
+    for values in ([], [1.0, float("nan")], [float("inf")]):
+        with pytest.raises(DataError, match="all finite"):
+            bootstrap_mean(values)
+    with pytest.raises(DataError, match="differ in number"):
+        paired_bootstrap([1.0], [1.0, 2.0])
+    with pytest.raises(ConfigError, match="p-values"):
+        holm([1.5])
