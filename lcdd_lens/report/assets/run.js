@@ -1,0 +1,162 @@
+"use strict";
+// The run report: carrier map, answers, and the switch between seeds.
+(() => {
+  const data = JSON.parse(document.getElementById("lcdd-data").textContent);
+  const SVG = "http://www.w3.org/2000/svg";
+  const MOST_LISTED = 300;
+
+  const element = (tag, text, className) => {
+    const made = document.createElement(tag);
+    if (text !== undefined) made.textContent = text;
+    if (className) made.className = className;
+    return made;
+  };
+
+  const strip = (site) => {
+    const svg = document.createElementNS(SVG, "svg");
+    svg.setAttribute("viewBox", `0 0 ${site.n} 34`);
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", `places of ${site.open.length} open channels among ${site.n}`);
+    const rectangle = (x, width, className) => {
+      const made = document.createElementNS(SVG, "rect");
+      made.setAttribute("x", x);
+      made.setAttribute("width", width);
+      made.setAttribute("height", 34);
+      made.setAttribute("class", className);
+      svg.append(made);
+    };
+    rectangle(0, site.n, "ground");
+    const width = Math.max(1, site.n / 300);
+    for (const channel of site.open) rectangle(Math.min(channel, site.n - width), width, "open");
+    return svg;
+  };
+
+  const describe = (panel, hook, site) => {
+    const share = `${+((100 * site.open.length) / site.n).toFixed(1)} %`;
+    const parts = [element("h4", `Layer ${site.layer}, ${site.kind}`)];
+    const name = element("p");
+    name.append(element("code", hook));
+    parts.push(name);
+    if (site.meaning) parts.push(element("p", `${site.meaning[0].toUpperCase()}${site.meaning.slice(1)}.`, "quiet"));
+    parts.push(element("p", `${site.open.length.toLocaleString("en")} of ${site.n.toLocaleString("en")} channels open (${share})`));
+    if (site.open.length) {
+      parts.push(strip(site));
+      const ends = element("p", undefined, "ends");
+      ends.append(element("span", "0"), element("span", String(site.n - 1)));
+      parts.push(ends);
+      const scored = site.scores.length > 0;
+      const order = site.open.map((_, index) => index);
+      if (scored) order.sort((a, b) => site.scores[b] - site.scores[a]);
+      parts.push(element("p", scored ? "Channels by score θ:" : "Channels:", "quiet"));
+      const list = element("ul", undefined, "channels");
+      for (const index of order.slice(0, MOST_LISTED)) {
+        const channel = site.open[index];
+        const head = site.head ? `h${Math.floor(channel / site.head)}.${channel % site.head}` : String(channel);
+        const item = element("li", head);
+        if (scored) item.append(element("small", String(site.scores[index])));
+        list.append(item);
+      }
+      parts.push(list);
+      if (order.length > MOST_LISTED) parts.push(element("p", `and ${order.length - MOST_LISTED} more`, "quiet"));
+    }
+    panel.replaceChildren(...parts);
+  };
+
+  for (const map of document.querySelectorAll("table.map")) {
+    const sites = data.carriers[map.dataset.carrier];
+    const panel = map.closest("section").querySelector(".panel");
+    const rows = [...map.tBodies[0].rows].map((row) => [...row.querySelectorAll("button")]);
+    let pinned = null;
+    const show = (button) => describe(panel, button.dataset.site, sites[button.dataset.site]);
+    const pin = (button) => {
+      if (pinned) pinned.removeAttribute("aria-pressed");
+      pinned = button;
+      button.setAttribute("aria-pressed", "true");
+      show(button);
+    };
+    for (const button of rows.flat()) {
+      button.addEventListener("pointerenter", () => show(button));
+      button.addEventListener("focus", () => {
+        for (const other of rows.flat()) other.tabIndex = other === button ? 0 : -1;
+        pin(button);
+      });
+      button.addEventListener("click", () => pin(button));
+    }
+    const fullest = rows.flat().reduce((a, b) => {
+      const share = (button) => sites[button.dataset.site].open.length / sites[button.dataset.site].n;
+      return share(b) > share(a) ? b : a;
+    });
+    const hint = panel.firstElementChild;
+    show(fullest);
+    panel.append(hint);
+    map.addEventListener("pointerleave", () => { if (pinned) show(pinned); });
+    map.addEventListener("keydown", (event) => {
+      const row = rows.findIndex((buttons) => buttons.includes(event.target));
+      if (row < 0) return;
+      const column = rows[row].indexOf(event.target);
+      const target = {
+        ArrowRight: [row, column + 1], ArrowLeft: [row, column - 1], ArrowDown: [row + 1, column], ArrowUp: [row - 1, column],
+        Home: [row, 0], End: [row, rows[row].length - 1], PageUp: [0, column], PageDown: [rows.length - 1, column],
+      }[event.key];
+      if (!target) return;
+      event.preventDefault();
+      const next = (rows[target[0]] || [])[target[1]];
+      if (next) next.focus();
+    });
+  }
+
+  for (const controls of document.querySelectorAll(".controls")) {
+    const section = controls.closest("section");
+    const samples = [...section.querySelectorAll(".sample")];
+    const count = section.querySelector(".count");
+    const filter = () => {
+      const shown = new Set([...controls.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
+      const label = (controls.querySelector("select") || {}).value || "";
+      const words = controls.querySelector("input[type=search]").value.trim().toLowerCase();
+      let visible = 0;
+      for (const sample of samples) {
+        for (const answer of sample.querySelectorAll(".answer")) answer.hidden = !shown.has(answer.dataset.condition);
+        sample.hidden = Boolean((label && sample.dataset.label !== label) || (words && !sample.textContent.toLowerCase().includes(words)));
+        visible += sample.hidden ? 0 : 1;
+      }
+      count.textContent = visible === samples.length ? `${visible} prompts` : `${visible} of ${samples.length} prompts`;
+    };
+    controls.addEventListener("input", filter);
+    filter();
+  }
+
+  const articles = [...document.querySelectorAll("article.run")];
+  const links = [...document.querySelectorAll(".bar a")];
+  let current = "0";
+  const linked = (link) => document.getElementById(`run-${current}-${link.dataset.section}`);
+  const choose = (index) => {
+    current = index;
+    for (const article of articles) article.hidden = article.dataset.run !== index;
+    for (const link of links) {
+      link.hash = `run-${index}-${link.dataset.section}`;
+      link.parentElement.hidden = !linked(link);
+    }
+    mark();
+  };
+  const mark = () => {
+    const passed = links.filter((link) => linked(link) && linked(link).getBoundingClientRect().top < 160);
+    for (const link of links) {
+      if (link === passed[passed.length - 1]) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  const switcher = document.getElementById("runs");
+  if (switcher) switcher.addEventListener("change", (event) => choose(event.target.value));
+  let waiting = false;
+  addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; mark(); });
+  }, { passive: true });
+  const asked = /^#run-(\d+)/.exec(location.hash);
+  const start = asked && articles[Number(asked[1])] ? asked[1] : "0";
+  const radio = switcher && switcher.querySelector(`input[value="${start}"]`);
+  if (radio) radio.checked = true;
+  choose(start);
+})();
