@@ -148,7 +148,7 @@ class Trigger:
             ArtefactError: a file is missing, damaged, altered, of a newer version, or of another model.
         """
         folder = Path(folder)
-        version = read_json(folder / "trigger.json", dict[str, Any])
+        version = read_json(folder / "trigger.json", dict)
         if isinstance(version.get("schema"), int) and version["schema"] > SCHEMA:
             raise ArtefactError(
                 f"{folder} was written by lcdd_lens {version.get('library_version')} (schema {version['schema']}); "
