@@ -205,5 +205,5 @@ def _encode_example(
 ) -> EncodedExample:
     prompt_ids = chat_format.encode_prompt(tokenizer, example.prompt)
     response = example.response if with_response else None
-    response_ids = [] if not response else chat_format.encode_response(tokenizer, response)
+    response_ids = [] if response is None or not response.strip() else chat_format.encode_response(tokenizer, response)
     return EncodedExample(tuple(prompt_ids), tuple(response_ids), example)

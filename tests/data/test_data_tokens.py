@@ -93,7 +93,8 @@ def test_rows_that_the_context_cannot_hold_are_counted(tokenizer: PreTrainedToke
     kept = encode(tokenizer, ChatFormat(), examples, 10)
     assert len(kept) == 9 and kept.report.dropped == {"too long for the context": 1}
     assert kept.report.places == ("long one (too long for the context)",)
-    assert len(encode(tokenizer, ChatFormat(), examples, 11)) == 10
+    whole = encode(tokenizer, ChatFormat(), examples, 11)
+    assert len(whole) == 10 and whole.report.summary() == "examples: all 10 rows used"
     with pytest.raises(DataError, match="The context is 10 tokens less 1 for the trigger"):
         encode(tokenizer, ChatFormat(), examples, 10, reserve=1)
     with pytest.raises(DataError, match="leave 5 for the reply"):
@@ -108,6 +109,12 @@ def test_rows_without_a_response_or_a_prompt_are_refused(tokenizer: PreTrainedTo
     assert [row.response_ids for row in prompts] == [(), ()]
     with pytest.raises(DataError, match="empty prompt"):
         encode(tokenizer, ChatFormat(), [Example(" ", "b")], 20)
+    with pytest.raises(DataError, match="empty response"):
+        encode(tokenizer, ChatFormat(), [Example("a", "")], 20)
+    with pytest.raises(DataError, match="holds no rows"):
+        encode(tokenizer, ChatFormat(), [], 20)
+    with pytest.raises(DataError, match=r"max_dropped_share is 10\."):
+        encode(tokenizer, ChatFormat(), [Example("a", "b")], 20, max_dropped_share=10.0)
 
 
 @given(ROWS, SIDES)

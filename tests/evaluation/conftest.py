@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lcdd_lens.backends.base import LensModel
 from lcdd_lens.backends.loading import load_model
@@ -24,9 +24,9 @@ def characters() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def make_model(make_hf: Callable[..., object]) -> Callable[..., LensModel]:
+def make_model(make_hf: Callable[..., PreTrainedModel]) -> Callable[..., LensModel]:
     def make(architecture: str = "llama", seed: int = 0) -> LensModel:
-        return load_model(make_hf(architecture, seed=seed), tokenizer=characters())  # type: ignore[arg-type]
+        return load_model(make_hf(architecture, seed=seed), tokenizer=characters())
 
     return make
 

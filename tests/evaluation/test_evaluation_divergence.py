@@ -39,6 +39,7 @@ def test_kl_is_never_negative_and_zero_for_equals(seed: int, scale: float) -> No
     assert (categorical_kl(log_p, log_p) == 0).all()
 
 
+@torch.no_grad()
 def kl_by_hand(reference: LensModel, model: LensModel, row: EncodedExample) -> float:
     """One row without padding, position by position."""
     tokens = torch.tensor([row.prompt_ids + row.response_ids])

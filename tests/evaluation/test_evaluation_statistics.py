@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcdd_lens.errors import ConfigError, DataError
-from lcdd_lens.evaluation import bootstrap_mean, holm, paired_bootstrap, wilson
+from lcdd_lens.evaluation import Estimate, bootstrap_mean, holm, paired_bootstrap, wilson
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,10 @@ def test_nonsense_is_refused() -> None:
         paired_bootstrap([1.0], [1.0, 2.0])
     with pytest.raises(ConfigError, match="p-values"):
         holm([1.5])
+    with pytest.raises(ConfigError, match="n_resamples is 0"):
+        bootstrap_mean([1.0], n_resamples=0)
+
+
+def test_an_estimate_reads_with_its_interval_and_the_worst_of_its_draws() -> None:
+    assert str(Estimate(0.5, 20, 0.3, 0.7)) == "0.5 [0.3, 0.7] (n = 20)"
+    assert str(Estimate(0.5, 60, 0.3, 0.7, worst=0.25, draws=3)).endswith("(n = 60, worst of 3: 0.25)")
