@@ -105,11 +105,11 @@ class EraserConfig:
 
         return replace(
             paper,
-            n_tokens=round(between(1, paper.n_tokens)),
-            steps=round(between(150, paper.steps)),
+            n_tokens=round(between(1.0, float(paper.n_tokens))),
+            steps=round(between(150.0, float(paper.steps))),
             lr=between(0.02, paper.lr),
             w_norm=0.0,
-            eval_every=round(between(10, paper.eval_every)),
+            eval_every=round(between(10.0, float(paper.eval_every))),
             patience=6,
         )
 

@@ -8,12 +8,11 @@ by.
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -22,6 +21,7 @@ from lcdd_lens.eraser.attach import carries_trigger
 from lcdd_lens.eraser.config import EraserConfig
 from lcdd_lens.eraser.objectives import (
     ActivationMatching,
+    LayerChannels,
     choose_channels,
     kl_from_base,
     norm_penalty,
@@ -105,7 +105,7 @@ class _Terms:
 def train_eraser(
     model: LensModel,
     base: LensModel,
-    carrier_channels: Mapping[int, Int[Tensor, " channel"]] | None,
+    carrier_channels: LayerChannels | None,
     train_prompts: Sequence[Sequence[int]],
     validation_prompts: Sequence[Sequence[int]],
     config: EraserConfig,
@@ -129,10 +129,11 @@ def train_eraser(
         TrainingError: the objective is not finite before the first step.
     """
     _check(model, base, train_prompts, validation_prompts, config)
+    choice = config.channels if config.w_match > 0 else "none"
     channels = choose_channels(
-        config.channels, carrier_channels, n_layers=model.cfg.n_layers, d_model=model.cfg.d_model, seed=config.seed
+        choice, carrier_channels, n_layers=model.cfg.n_layers, d_model=model.cfg.d_model, seed=config.seed
     )
-    if config.w_match > 0 and config.channels != "none" and not channels:
+    if choice != "none" and not channels:
         logger.warning("the carrier has no residual write channel open: the eraser trains without activation matching.")
         if config.w_kl + config.w_answer == 0:
             raise ConfigError(
@@ -147,14 +148,14 @@ class _Training:
         self,
         model: LensModel,
         base: LensModel,
-        channels: Mapping[int, Int[Tensor, " channel"]],
+        channels: LayerChannels,
         train_prompts: Sequence[Sequence[int]],
         validation_prompts: Sequence[Sequence[int]],
         config: EraserConfig,
     ) -> None:
         self.model, self.config = model, config
         device = device_of(model)
-        matched = {layer: index.to(device) for layer, index in channels.items()} if config.w_match > 0 else {}
+        matched = {layer: index.to(device) for layer, index in channels.items()}
         self.matching = ActivationMatching(matched, config.per_prompt) if matched else None
         self.layers = tuple(matched)
         self.generator = torch.Generator().manual_seed(config.seed)

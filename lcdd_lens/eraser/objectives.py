@@ -21,7 +21,8 @@ from torch.nn import functional
 from lcdd_lens.eraser.config import ChannelChoice
 from lcdd_lens.errors import ConfigError
 
-LayerChannels = Mapping[int, Int[Tensor, " channel"]]
+# "_": the layers differ in how many channels they have
+LayerChannels = Mapping[int, Int[Tensor, "_"]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def norm_penalty(embeddings: Float[Tensor, "n d_model"]) -> Float[Tensor, ""]:
 
 def choose_channels(
     choice: ChannelChoice, carrier: LayerChannels | None, *, n_layers: int, d_model: int, seed: int
-) -> dict[int, Int[Tensor, " channel"]]:
+) -> dict[int, Int[Tensor, "_"]]:
     """Layer -> residual channels to match; layers without any are left out.
 
     ``"random"`` draws as many channels in each layer as the carrier has there; ``"all"`` takes every channel of every
