@@ -69,6 +69,43 @@ def read_json(path: Path, expected: type[T]) -> T:
         raise ArtefactError(f"{path} does not have the fields of {expected.__name__}: {error}.") from error
 
 
+def write_sealed_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with a seal, ``record_sha256``: a digest over all its other fields."""
+    write_json_atomic(path, {**record, "record_sha256": record_digest(record)})
+
+
+def read_sealed_json(path: Path, expected: type[T], schema: int) -> T:
+    """Read what :func:`write_sealed_json` wrote.
+
+    The version is judged before the fields, because a newer version may have others.
+
+    Args:
+        path: the file.
+        expected: its ``TypedDict``, with ``schema``, ``library_version`` and ``record_sha256``.
+        schema: the newest schema that the caller reads.
+
+    Raises:
+        ArtefactError: the file is missing, damaged, of a newer version, or altered after it was written.
+    """
+    content = read_json(path, dict)
+    if isinstance(content.get("schema"), int) and content["schema"] > schema:
+        raise ArtefactError(
+            f"{path} was written by lcdd_lens {content.get('library_version')} (schema {content['schema']}); this "
+            f"version reads schema {schema}: update lcdd_lens."
+        )
+    record = read_json(path, expected)
+    if content.get("record_sha256") != record_digest(content):
+        raise ArtefactError(f"{path} was altered after it was saved: restore it, or save it again.")
+    return record
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 over a record as JSON would give it back, without its own ``record_sha256``."""
+    stored = json.loads(json.dumps(dict(record), allow_nan=False))
+    stored.pop("record_sha256", None)
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+
+
 def save_tensors_atomic(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors (contiguous copies, any device)."""
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -85,9 +122,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist: expected a safetensors file.")
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtefactError(f"{path} is not readable safetensors ({error}): the file is damaged or cut off.") from error
+    return tensors
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

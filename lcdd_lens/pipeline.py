@@ -30,7 +30,16 @@ from lcdd_lens.evaluation import Condition, EvaluationResult, evaluate_condition
 from lcdd_lens.io import read_json, write_json_atomic
 from lcdd_lens.report.run import write_run_report
 from lcdd_lens.routing import RoutedModel
-from lcdd_lens.training import BudgetConfig, History, LCDDConfig, LCDDResult, OptimConfig, train_lcdd, train_sft
+from lcdd_lens.training import (
+    History,
+    LCDDConfig,
+    LCDDResult,
+    OptimConfig,
+    lcdd_config_for,
+    sft_config_for,
+    train_lcdd,
+    train_sft,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +107,10 @@ class ExperimentConfig:
     """``float32`` or ``bfloat16``."""
     device: str = "cpu"
     """Torch device."""
-    sft_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=200, lr=1e-3))
-    """Plain SFT."""
-    lcdd: LCDDConfig = field(default_factory=LCDDConfig)
-    """LCDD."""
+    sft_training: OptimConfig | None = None
+    """Plain SFT; None: settings for the model's size."""
+    lcdd: LCDDConfig | None = None
+    """LCDD; None: settings for the model's size."""
     eraser: EraserConfig | None = None
     """SFT-Eraser; None: settings for the model's size."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -117,8 +126,8 @@ class ExperimentConfig:
         """The same configuration with ``seed`` in every stage."""
         return replace(
             self,
-            sft_training=replace(self.sft_training, seed=self.seed),
-            lcdd=self.lcdd.with_seed(self.seed),
+            sft_training=None if self.sft_training is None else replace(self.sft_training, seed=self.seed),
+            lcdd=None if self.lcdd is None else self.lcdd.with_seed(self.seed),
             eraser=None if self.eraser is None else replace(self.eraser, seed=self.seed),
         )
 
@@ -199,6 +208,13 @@ def prepare_folder(out: Path, config: ExperimentConfig, *, resume: bool) -> None
         raise ConfigError(f"cannot write the results to {out}: {error}.") from error
 
 
+@dataclass(frozen=True)
+class _Settings:
+    sft_training: OptimConfig
+    lcdd: LCDDConfig
+    eraser: EraserConfig
+
+
 class _Run:
     def __init__(self, config: ExperimentConfig, out: Path, progress: bool, resume: bool) -> None:
         self.config, self.out, self.progress, self.resume = config, out, progress, resume
@@ -209,8 +225,8 @@ class _Run:
         dtype = getattr(torch, config.dtype)
         base = self._timed("load", lambda: load_model(config.base, dtype=dtype, device=config.device))
         behaviour = make_behaviour(config.behaviour, config.seed)
-        eraser_config = self._eraser_config(base)
-        data = self._encode(base, behaviour, eraser_config.n_tokens)
+        settings = self.settings = self._resolve(base)
+        data = self._encode(base, behaviour, settings.eraser.n_tokens)
         sft = self._given_sft(base, dtype)
         # Only now, with all input read and checked, is the folder marked as this run's.
         write_json_atomic(self.out / RUN, {"schema": RESULTS_SCHEMA, "config": _plain(asdict(config))})
@@ -225,7 +241,7 @@ class _Run:
         invariants = _invariants(routed, base, data["test"], pad_id)
         found.carrier.save(self.out / "carrier")
         triggers, history["eraser"] = self._timed(
-            "eraser", lambda: self._triggers(routed, sft, base, found.carrier, data, eraser_config)
+            "eraser", lambda: self._triggers(routed, sft, base, found.carrier, data, settings.eraser)
         )
         evaluation = self._timed("evaluation", lambda: self._evaluate(base, sft, routed, behaviour, data, triggers))
         self._timed("export", lambda: self._export(sft, routed))
@@ -239,7 +255,7 @@ class _Run:
             "invariants": invariants,
             "data": behaviour.to_dict(),
             "seconds": self.seconds,
-            "config": _plain(asdict(config)) | {"eraser": asdict(eraser_config)},
+            "config": _plain(asdict(config) | asdict(settings)),
             "versions": versions(),
         }
         write_json_atomic(self.out / RESULTS, results)
@@ -253,10 +269,13 @@ class _Run:
         logger.info("%s took %.1f s", stage, self.seconds[stage])
         return value
 
-    def _eraser_config(self, base: LensModel) -> EraserConfig:
-        if self.config.eraser is not None:
-            return self.config.eraser
-        return replace(EraserConfig.for_model(base), seed=self.config.seed)
+    def _resolve(self, base: LensModel) -> _Settings:
+        config = self.config
+        return _Settings(
+            config.sft_training or sft_config_for(base, seed=config.seed),
+            config.lcdd or lcdd_config_for(base, seed=config.seed),
+            config.eraser or replace(EraserConfig.for_model(base), seed=config.seed),
+        )
 
     def _encode(self, base: LensModel, behaviour: Behaviour, reserve: int) -> dict[str, EncodedSet]:
         def encoded(split: str, with_responses: bool) -> EncodedSet:
@@ -289,7 +308,7 @@ class _Run:
         return train_sft(
             sft,
             train,
-            self.config.sft_training,
+            self.settings.sft_training,
             pad_id=pad_id,
             out=self.out / "stages" / "sft",
             resume=self.resume,
@@ -300,7 +319,7 @@ class _Run:
         return train_lcdd(
             routed,
             train,
-            self.config.lcdd,
+            self.settings.lcdd,
             pad_id=pad_id,
             out=self.out / "stages" / "lcdd",
             resume=self.resume,
@@ -349,9 +368,7 @@ class _Run:
             Condition("routed+trigger", routed.model, own),
             Condition("sft+trigger", sft, triggers["sft+trigger"]),
             Condition("sft+trigger(carrier)", sft, triggers["sft+trigger(carrier)"]),
-            random_condition(
-                "routed+random", routed.model, own, draws=settings.random_triggers, seed=self.config.seed
-            ),
+            random_condition("routed+random", routed.model, own, draws=settings.random_triggers, seed=self.config.seed),
         ]
         return evaluate_conditions(
             conditions,
@@ -387,7 +404,7 @@ def make_behaviour(source: BehaviourSource, seed: int) -> Behaviour:
         validation=source.validation,
         scorer=scorer_by_name(source.scorer, source.phrases or None),
         response=source.response,
-        chat_format=ChatFormat(source.chat_format),  # type: ignore[arg-type]
+        chat_format=ChatFormat(source.chat_format),
         target_labels=source.target_labels or None,
         n_train=source.n_train,
         n_test=source.n_test,
@@ -421,7 +438,9 @@ def _invariants(routed: RoutedModel, base: LensModel, test: EncodedSet, pad_id: 
             return backend_of(model).logits(model, batch.tokens.to(device), batch.attention_mask.to(device))
 
     return {
-        "closed gates equal the base": torch.equal(logits(routed.model, routed.all_closed()), logits(base, nullcontext())),
+        "closed gates equal the base": torch.equal(
+            logits(routed.model, routed.all_closed()), logits(base, nullcontext())
+        ),
         "merged model equals the routed model": torch.equal(
             logits(routed.model, nullcontext()), logits(merged, nullcontext())
         ),

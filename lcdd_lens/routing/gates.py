@@ -19,7 +19,10 @@ from lcdd_lens.errors import ConfigError
 class GateEstimator(Protocol):
     """Turns routing logits into gates."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What configurations call it."""
+        ...
 
     def sample(
         self, logits: Float[Tensor, " gate"], generator: torch.Generator | None = None
@@ -58,7 +61,7 @@ class StraightThrough:
     def sample(
         self, logits: Float[Tensor, " gate"], generator: torch.Generator | None = None
     ) -> Float[Tensor, " gate"]:
-        gates: Tensor = _StraightThrough.apply(logits)
+        gates: Tensor = _StraightThrough.apply(logits)  # type: ignore[no-untyped-call]
         return gates
 
     def openness(self, logits: Float[Tensor, " gate"]) -> Float[Tensor, " gate"]:

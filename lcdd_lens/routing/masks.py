@@ -35,7 +35,7 @@ class SiteLayout:
         """Flat vector [n_gates] -> hook name -> view [n_channels]."""
         if flat.shape != (self.n_gates,):
             raise ConfigError(f"expected one value per gate, shape ({self.n_gates},); got {tuple(flat.shape)}.")
-        return {site.hook_name: part for site, part in zip(self.sites, flat.split(self.sizes), strict=True)}
+        return {site.hook_name: part for site, part in zip(self.sites, torch.split(flat, self.sizes), strict=True)}
 
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Hook name -> [n_channels], complete, to one flat vector [n_gates]."""

@@ -88,7 +88,9 @@ class GatedDelta(nn.Module):
         row_axis, column_axis = self.weight_site.row, self.weight_site.column
         row = None if row_axis is None else self._gates[row_axis.site.hook_name]
         column = None if column_axis is None else self._gates[column_axis.site.hook_name]
-        gated: Tensor = _GateDelta.apply(weight, self.base, row, column, row_axis, column_axis)
+        gated: Tensor = _GateDelta.apply(  # type: ignore[no-untyped-call]
+            weight, self.base, row, column, row_axis, column_axis
+        )
         return gated
 
 
@@ -289,7 +291,7 @@ class RoutedModel:
         module, leaf = self._owner(weight_site)
         if not parametrize.is_parametrized(module, leaf):
             raise ModelError("this RoutedModel was detached or merged: attach a new one to route the model again.")
-        return module.parametrizations[leaf]  # type: ignore[index, union-attr]
+        return module.parametrizations[leaf]  # type: ignore[index]
 
     def _gated(self, weight_site: WeightSite) -> GatedDelta:
         gated: GatedDelta = self._parametrization(weight_site)[0]

@@ -5,6 +5,7 @@ from lcdd_lens.training.lcdd import LCDDConfig, LCDDResult, make_rule, train_lcd
 from lcdd_lens.training.loop import History, OptimConfig, gated_parameters
 from lcdd_lens.training.price import PriceConfig, PriceRule
 from lcdd_lens.training.rules import GateRule, PenaltyRule
+from lcdd_lens.training.scaling import lcdd_config_for, sft_config_for
 from lcdd_lens.training.sft import train_sft
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "PriceConfig",
     "PriceRule",
     "gated_parameters",
+    "lcdd_config_for",
     "make_rule",
+    "sft_config_for",
     "train_lcdd",
     "train_sft",
 ]

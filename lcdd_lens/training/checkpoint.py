@@ -29,13 +29,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
+            schema = int(state["schema"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ArtefactError(
             f"{path} is not a readable checkpoint ({error}): delete it to start the stage anew."
         ) from error
-    if state["schema"] > SCHEMA:
-        raise ArtefactError(f"{path} was written by a newer lcdd_lens (schema {state['schema']}): update to resume it.")
+    if schema > SCHEMA:
+        raise ArtefactError(f"{path} was written by a newer lcdd_lens (schema {schema}): update to resume it.")
     return tensors, state
 
 

@@ -6,6 +6,7 @@ state and a resumed run on the CPU is bit-exact.
 """
 
 import contextlib
+import hashlib
 import logging
 import math
 import signal
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from lcdd_lens.backends.base import LensModel, backend_of, device_of
 from lcdd_lens.data.sampling import BatchSampler
-from lcdd_lens.data.tokens import EncodedSet, response_loss
+from lcdd_lens.data.tokens import EncodedSet, loss_positions, response_loss
 from lcdd_lens.errors import ConfigError, TrainingError
 from lcdd_lens.routing.routed import RoutedModel
 from lcdd_lens.training.checkpoint import (
@@ -170,7 +171,12 @@ class Loop:
         self._monitor = LossBudget(BudgetConfig(warmup_steps=config.steps + 1))
         self._optimiser = torch.optim.AdamW(self.trained.values(), lr=config.lr, weight_decay=config.weight_decay)
         self._checkpoint = None if out is None else out / "checkpoint.safetensors"
-        self._identity = {"optim": asdict(config), "rows": len(data), **(identity or {})}
+        self._identity = {
+            "optim": asdict(config),
+            "rows": _rows_digest(data),
+            "parameters": {name: list(parameter.shape) for name, parameter in self.trained.items()},
+            **(identity or {}),
+        }
         if self._checkpoint is not None and self._checkpoint.exists():
             if not resume:
                 raise ConfigError(f"{out} holds a checkpoint of an earlier run: resume it, or choose another folder.")
@@ -235,15 +241,21 @@ class Loop:
 
     def _backward(self) -> float:
         backend, device = backend_of(self.model), device_of(self.model)
+        all_tokens, first = self.config.all_tokens, self.step * self.config.accumulate
+        batches = [
+            self.data.batch(self._sampler.indices(first + micro), self.pad_id)
+            for micro in range(self.config.accumulate)
+        ]
+        # Every token weighs the same, as in one large batch, however the tokens fall into micro-batches.
+        counts = [int(loss_positions(batch, all_tokens=all_tokens).sum()) for batch in batches]
         total = 0.0
-        for micro in range(self.config.accumulate):
-            indices = self._sampler.indices(self.step * self.config.accumulate + micro)
-            batch = self.data.batch(indices, self.pad_id).to(device)
+        for batch, count in zip(batches, counts, strict=True):
+            batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.autocast == "bf16"):
                 logits = backend.logits(self.model, batch.tokens, batch.attention_mask)
-            loss = response_loss(logits, batch, all_tokens=self.config.all_tokens)
-            (loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) / self.config.accumulate
+            loss = response_loss(logits, batch, all_tokens=all_tokens) * (count / sum(counts))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
         return total
 
     def _apply_pull(self) -> None:
@@ -280,7 +292,7 @@ class Loop:
     def _save(self) -> None:
         if self._checkpoint is None:
             return
-        tensors = {f"weight.{name}": parameter for name, parameter in self.trained.items()}
+        tensors: dict[str, Tensor] = {f"weight.{name}": parameter for name, parameter in self.trained.items()}
         tensors |= optimiser_tensors(self._optimiser, "optimiser")
         state: dict[str, Any] = {
             "step": self.step,
@@ -312,6 +324,11 @@ class Loop:
         self.step, self.history = state["step"], state["history"]
         self._monitor.load_state(state["monitor"])
         logger.info("%s resumes at step %d of %d", self.label, self.step, self.config.steps)
+
+
+def _rows_digest(data: EncodedSet) -> str:
+    rows = [(row.prompt_ids, row.response_ids) for row in data]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 @contextlib.contextmanager

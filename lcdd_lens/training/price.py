@@ -88,8 +88,8 @@ class PriceRule:
         self._settle_from = total_steps - settle_steps
         self._share = config.share
         self._failed = 0
-        self._level = 0
-        self._price = 0.0
+        # One price per rise that stands: the last one is λ.
+        self._prices: list[float] = []
         generator = torch.Generator().manual_seed(seed)
         self._random_order = torch.rand(masks.n_gates, generator=generator)
         self._saliency = torch.zeros(masks.n_gates)
@@ -109,7 +109,7 @@ class PriceRule:
 
     @property
     def price(self) -> float:
-        return self._price
+        return self._prices[-1] if self._prices else 0.0
 
     def gates(self, step: int) -> Float[Tensor, " gate"]:
         return (self._closed_at == 0).float()
@@ -149,18 +149,17 @@ class PriceRule:
         keys = self._saliency if self.config.order == "sensitivity" else self._random_order
         ranked = torch.where(is_open, keys, torch.inf).argsort(stable=True)
         closing = ranked[:n_closing]
-        self._level += 1
-        self._closed_at[closing] = self._level
-        self._price = float(keys[closing[-1]])
+        self._prices.append(float(keys[closing[-1]]))
+        self._closed_at[closing] = len(self._prices)
 
     def _fall_back(self) -> None:
-        if self._level:
-            self._closed_at[self._closed_at == self._level] = 0
-            self._level -= 1
+        if self._prices:
+            self._closed_at[self._closed_at == len(self._prices)] = 0
+            self._prices.pop()
 
     def _publish(self) -> None:
         """θ = log(S/λ), with the sign that the gate has: a closed gate stays closed until the price falls back."""
-        log_ratio = (self._saliency.clamp_min(1e-12) / max(self._price, 1e-12)).log()
+        log_ratio = (self._saliency.clamp_min(1e-12) / max(self.price, 1e-12)).log()
         is_open = self._closed_at == 0
         logits = torch.where(is_open, log_ratio.clamp_min(1e-3), log_ratio.clamp_max(-1e-3))
         with torch.no_grad():
@@ -174,13 +173,12 @@ class PriceRule:
             "budget": self._budget.state(),
             "share": self._share,
             "failed": self._failed,
-            "level": self._level,
-            "price": self._price,
+            "prices": list(self._prices),
         }
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self._saliency, self._closed_at = tensors["price.saliency"], tensors["price.closed_at"]
         self._budget.load_state(state["budget"])
         self._share, self._failed = state["share"], state["failed"]
-        self._level, self._price = state["level"], state["price"]
+        self._prices = list(state["prices"])
         self._publish()
