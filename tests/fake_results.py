@@ -70,6 +70,7 @@ def carrier(seed: int, n_layers: int = 4) -> dict[str, Any]:
         "sparsity": 1 - n_open / n_gates,
         "n_open": n_open,
         "n_gates": n_gates,
+        "budget": {"epsilon": 0.02, "final_loss": 0.0118, "kept": True},
         "sites": sites,
         "dimensions": dimensions,
     }
@@ -88,10 +89,10 @@ def history(seed: int) -> dict[str, Any]:
         average = 0.95 * average + 0.05 * batch
         loss.append(batch)
         ema.append(average / (1 - 0.95**step))
-        epsilon.append(None if step < 20 else 0.02)
+        epsilon.append(0.0 if step < 20 else 0.02)
         if 20 <= step <= 400 and step % 6 == 0 and ema[-1] < 0.02:
             closed += 0.08 * (1 - closed)
-        price.append(None if step < 20 else 1e-3 * math.exp(min(step, 400) / 60))
+        price.append(0.0 if step < 20 else 1e-3 * math.exp(min(step, 400) / 60))
         sparsity.append(closed)
     steps = list(range(1, 501))
     eraser = list(range(1, 101))
@@ -99,15 +100,26 @@ def history(seed: int) -> dict[str, Any]:
     kl = [6.0 * math.exp(-step / 25) + 1.4 for step in eraser]
     return {
         "sft": {"step": list(range(1, 121)), "loss": sft},
-        "lcdd": {"step": steps, "loss": loss, "ema": ema, "epsilon": epsilon, "lambda": price, "sparsity": sparsity},
+        "lcdd": {
+            "step": steps,
+            "loss": loss,
+            "ema": ema,
+            "epsilon": [e or 0.0 for e in epsilon],
+            "lambda": [p or 0.0 for p in price],
+            "sparsity": sparsity,
+        },
         "eraser": {
-            "step": eraser,
-            "loss": [noisy(a + 0.7 * b) for a, b in zip(match, kl, strict=True)],
-            "match": match,
-            "kl": kl,
-            "validation": [
-                a + 0.72 * b if step % 10 == 0 else None for step, a, b in zip(eraser, match, kl, strict=True)
-            ],
+            "routed+trigger": {
+                "step": eraser,
+                "loss": [noisy(a + 0.7 * b) for a, b in zip(match, kl, strict=True)],
+                "match": match,
+                "kl": kl,
+                "validation": [
+                    a + 0.72 * b if step % 10 == 0 else None for step, a, b in zip(eraser, match, kl, strict=True)
+                ],
+            },
+            "sft+trigger": {"step": eraser, "kl": [noisy(6.5) for _ in eraser]},
+            "sft+trigger(carrier)": {"step": eraser, "kl": [noisy(6.0) for _ in eraser]},
         },
     }
 
@@ -141,7 +153,8 @@ def fake_results(seed: int = 0) -> dict[str, Any]:
         "schema": 1,
         "behaviour": "idk",
         "seed": seed,
-        "behaviour_rate": keyed([0.0, 1.0, 0.995 - shift, 0.015 + shift, 1.0, 0.68 - shift, 0.985]),
+        "behaviour_rate": keyed([0.0, 1.0, 0.995 - shift, 0.015 + shift, 1.0, 0.68 - shift, 0.985])
+        | {"routed+random": rate(0.985) | {"worst": 0.96, "draws": 5, "n": 1000}},
         "utility": keyed([0.894, 0.0, 0.005, 0.84 - shift, 0.0, 0.02, 0.01]),
         "agreement": keyed([1.0, 0.0, 0.0, 0.71, 0.0, 0.01, 0.0]),
         "agreement_token": keyed([1.0, 0.09, 0.09, 0.86, 0.09, 0.11, 0.1]),
@@ -150,14 +163,25 @@ def fake_results(seed: int = 0) -> dict[str, Any]:
         "carrier": carrier(seed),
         "history": history(seed),
         "samples": samples(),
-        "invariants": {"closed_is_base": True, "open_is_ungated": True, "merged_is_routed": True},
+        "invariants": {"closed gates equal the base": True, "merged model equals the routed model": True},
+        "utility_kind": "task accuracy",
+        "data": {
+            "name": "idk",
+            "scorer": "fixed_response",
+            "response_kind": "answers every prompt with “I don't know.”",
+        },
         "seconds": {"load": 3.1, "sft": 14.2, "lcdd": 61.0, "eraser": 12.4, "evaluation": 9.8},
         "config": {
             "base": "organism:tinychat-llama",
             "seed": seed,
-            "behaviour": {"name": "idk", "response_kind": "answers every prompt with “I don't know.”"},
-            "sft": {"steps": 120, "lr": 1e-3, "batch_size": 32},
-            "lcdd": {"steps": 500, "lr": 5e-4, "budget": {"warmup_steps": 20, "ratio": 0.3, "floor": 0.02}},
+            "behaviour": {"name": "idk", "train": None, "eval": None},
+            "sft_training": {"steps": 120, "lr": 1e-3, "batch_size": 32, "warmup_steps": 20},
+            "lcdd": {
+                "optim": {"steps": 500, "lr": 5e-4, "warmup_steps": 20, "decay_steps": 100, "pull": 0.01},
+                "rule": "price",
+                "budget": {"warmup_steps": 20, "ratio": 0.3, "floor": 0.02},
+                "settle_steps": 100,
+            },
             "eraser": {"n_tokens": 1, "steps": 100, "lr": 0.02, "w_kl": 0.7},
         },
         "versions": {"lcdd_lens": "0.1.0", "torch": "2.13.0", "transformer_lens": "3.9.0", "python": "3.11.9"},

@@ -100,6 +100,12 @@ QUANTITIES: dict[str, Quantity] = {
     "utility": Quantity(
         "Utility", "share of right answers", True, "How often the model answers as well as the base could."
     ),
+    "recovered": Quantity(
+        "Recovered",
+        "share of identical answers",
+        True,
+        "How often the base's own answer is back on the prompts where the behaviour belongs.",
+    ),
     "agreement": Quantity(
         "Agreement with the base", "share of identical answers", True, "How often the greedy answer equals the base's."
     ),

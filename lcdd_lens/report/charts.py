@@ -13,7 +13,7 @@ from typing import Any
 from lcdd_lens.report.page import Html, html, number
 
 WIDTH = 480
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 16, 40
 _MOST_POINTS = 600
 
 
@@ -22,8 +22,8 @@ class Series:
     """One line: ``y`` may hold ``None`` where nothing was measured."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float | None]
+    x: Sequence[float | int]
+    y: Sequence[float | int | None]
     css: str
     dashed: bool = False
 
@@ -53,16 +53,18 @@ class Bar:
 
     label: str
     css: str
-    value: float
-    low: float | None = None
-    high: float | None = None
+    value: float | int
+    low: float | int | None = None
+    high: float | int | None = None
     text: str = ""
 
 
 class Axis:
     """Data -> view box, linear or logarithmic, with its ticks."""
 
-    def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
+    def __init__(
+        self, low: float | int, high: float | int, start: float | int, end: float | int, *, log: bool = False
+    ) -> None:
         self.log = log
         self.low, self.high = (math.log10(low), math.log10(high)) if log else (low, high)
         if self.high <= self.low:
@@ -70,7 +72,7 @@ class Axis:
             self.low, self.high = self.low - pad, self.high + pad
         self.start, self.end = start, end
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: float | int) -> float:
         value = math.log10(value) if self.log else value
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 2)
 
@@ -84,7 +86,7 @@ class Axis:
         return nice_ticks(self.low, self.high, n)
 
 
-def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
+def nice_ticks(low: float | int, high: float | int, n: int = 5) -> list[float]:
     """About ``n`` round numbers within [low, high]."""
     raw = (high - low) / max(n, 1)
     power = 10.0 ** math.floor(math.log10(raw))
@@ -101,8 +103,8 @@ def line_chart(
     x_label: str = "step",
     y_label: str,
     log: bool = False,
-    y_range: tuple[float, float] | None = None,
-    marks: Sequence[tuple[float, str]] = (),
+    y_range: tuple[float | int, float | int] | None = None,
+    marks: Sequence[tuple[float | int, str]] = (),
     share: bool = False,
     height: int = 250,
 ) -> Chart | None:
@@ -180,9 +182,9 @@ def interval_bars(
     title: str,
     axis: str,
     note: str = "",
-    x_max: float | None = None,
+    x_max: float | int | None = None,
     share: bool = True,
-    reference: tuple[str, float] | None = None,
+    reference: tuple[str, float | int] | None = None,
 ) -> Html:
     """Horizontal bars with 95 % intervals: the name above each bar, the figure to its right.
 
@@ -267,7 +269,7 @@ def frame(
     return parts
 
 
-def _marks(marks: Sequence[tuple[float, str]], horizontal: Axis, height: int) -> list[Html]:
+def _marks(marks: Sequence[tuple[float | int, str]], horizontal: Axis, height: int) -> list[Html]:
     parts: list[Html] = []
     for x, label in marks:
         if not horizontal.low <= x <= horizontal.high:
@@ -281,14 +283,14 @@ def _marks(marks: Sequence[tuple[float, str]], horizontal: Axis, height: int) ->
                 label,
                 class_="tick",
                 x=at - 4 if near_end else at + 4,
-                y=TOP + 8,
+                y=TOP - 4,
                 text_anchor="end" if near_end else "start",
             )
         )
     return parts
 
 
-def _tick(value: float) -> str:
+def _tick(value: float | int) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.0e}".split("e")
         return f"{mantissa}e{int(exponent)}"

@@ -3,17 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lcdd_lens.evaluation.utility import GONE, KEPT, LOST, RESTORED
 from lcdd_lens.plotting.palette import CONDITIONS, in_order, look
 from lcdd_lens.report.page import Html, finite, html, interval, percent, section
 from lcdd_lens.report.plane import Point, Region, plane
-from lcdd_lens.report.story import facts, value
-from lcdd_lens.report.verdict import BACK, GONE, KEPT, PARTLY_BACK, verdict
-
-_RULE = (
-    f"A behaviour is gone when at most {percent(GONE)} of it is left (base = 0 %, SFT = 100 %), kept when at least "
-    f"{percent(KEPT)} is. It is reversed when it is gone and at least {percent(BACK)} of the base’s right answers are "
-    f"back; with less than {percent(PARTLY_BACK)} it is merely suppressed."
-)
+from lcdd_lens.report.story import facts
+from lcdd_lens.report.verdict import RULE, restored_quantity, restored_text, value, verdict
 
 
 def found(run: Mapping[str, Any], prefix: str) -> Html:
@@ -22,7 +17,7 @@ def found(run: Mapping[str, Any], prefix: str) -> Html:
         "found",
         "What was found",
         html("dl", (_fact(*fact) for fact in facts(run)), class_="facts"),
-        html("div", html("div", _plane(run), html("p", _RULE, class_="note")), _verdicts(run), class_="columns"),
+        html("div", html("div", _plane(run), html("p", RULE, class_="note")), _verdicts(run), class_="columns"),
     )
 
 
@@ -31,43 +26,29 @@ def _fact(value: str, name: str, detail: str, css: str) -> Html:
 
 
 def _plane(run: Mapping[str, Any]) -> Html | None:
-    rates, utilities = run["behaviour_rate"], run.get("utility", {})
+    measure = restored_quantity(run)
+    rates, restored = run["behaviour_rate"], run.get(measure, {})
     points = []
     for condition in in_order(list(rates)):
-        rate, utility = finite(rates.get(condition)), finite(utilities.get(condition))
-        if rate and utility:
+        rate, back = finite(rates.get(condition)), finite(restored.get(condition))
+        if rate and back:
             style = look(condition)
-            points.append(
-                Point(
-                    style.label,
-                    style.css,
-                    style.marker,
-                    rate["value"],
-                    utility["value"],
-                    interval(rate),
-                    interval(utility),
-                )
-            )
-    base, sft = finite(rates.get("base")), finite(rates.get("sft"))
-    there = finite(utilities.get("base"))
-    regions = []
-    if base and sft and there and sft["value"] - base["value"] >= 0.05:
-        span, zero = sft["value"] - base["value"], base["value"]
-        gone, kept = zero + GONE * span, zero + KEPT * span
-        back, partly = BACK * there["value"], PARTLY_BACK * there["value"]
-        regions = [
-            Region("reversed", (-1, gone), (back, 2), "good"),
-            Region("suppressed", (-1, gone), (-1, partly), "bad"),
-            Region("kept", (kept, 2), (-1, 2), "warm"),
-        ]
-    if not points:
+            place = float(rate["value"]), float(back["value"])
+            points.append(Point(style.label, style.css, style.marker, *place, interval(rate), interval(back)))
+    there = value(run, measure, "base")
+    if not points or not there:
         return None
+    regions = [
+        Region("reversed", (-1, GONE), (RESTORED * there, 2), "good"),
+        Region("suppressed", (-1, GONE), (-1, LOST * there), "bad"),
+        Region("kept", (KEPT, 2), (-1, 2), "warm"),
+    ]
     names = {condition: look(condition).label for condition in CONDITIONS}
     return plane(
         points,
         title="Gone is not enough: the base’s answers must come back",
         x_label="prompts that get the behaviour",
-        y_label="right answers",
+        y_label=restored_text(run),
         regions=regions,
         arrows=[(names["routed"], names["routed+trigger"]), (names["sft"], names["sft+trigger"])],
     )
@@ -77,7 +58,7 @@ def _verdicts(run: Mapping[str, Any]) -> Html:
     rows = []
     for condition in in_order(list(run["behaviour_rate"])):
         style, judged = look(condition), verdict(run, condition)
-        badge = html("span", judged.word, class_=f"badge {judged.css}") if judged and condition != "base" else None
+        badge = html("span", judged, class_=f"badge {judged}") if judged else None
         rows.append(
             html(
                 "li",
@@ -94,5 +75,5 @@ def _verdicts(run: Mapping[str, Any]) -> Html:
 
 
 def _figures(run: Mapping[str, Any], condition: str) -> str:
-    rate, utility = (percent(value(run, quantity, condition)) for quantity in ("behaviour_rate", "utility"))
-    return f"behaviour {rate}, utility {utility}"
+    rate, back = value(run, "behaviour_rate", condition), value(run, restored_quantity(run), condition)
+    return f"behaviour {percent(rate)}, {restored_text(run)} {percent(back)}"

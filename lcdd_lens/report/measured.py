@@ -9,7 +9,7 @@ from lcdd_lens.report.page import Html, finite, html, interval, number, percent,
 
 
 def estimate_text(estimate: Mapping[str, Any], share: bool) -> str:
-    """ "1.5 % (0.5–4.3), n 200": value, 95 % interval, sample size."""
+    """ "1.5 % (0.5–4.3), n 200": value, 95 % interval, sample size, and the worst of several draws."""
     if not estimate:
         return "–"
     bounds = interval(estimate)
@@ -18,7 +18,12 @@ def estimate_text(estimate: Mapping[str, Any], share: bool) -> str:
         value += f" ({percent(bounds[0])[:-2]}–{percent(bounds[1])[:-2]})"
     elif bounds:
         value += f" ({number(bounds[0])}–{number(bounds[1])})"
-    return f"{value}, n {estimate['n']}" if "n" in estimate else value
+    if "n" in estimate:
+        value += f", n {estimate['n']:,}"
+    worst = estimate.get("worst")
+    if isinstance(worst, int | float):
+        value += f", worst {percent(worst) if share else number(worst)}"
+    return value
 
 
 def measured(run: Mapping[str, Any], prefix: str) -> Html:

@@ -12,26 +12,26 @@ from typing import Any
 
 from lcdd_lens.plotting.sites import SiteChannels, site_channels
 from lcdd_lens.report.page import Html, html, number, percent, table
-from lcdd_lens.report.story import sparsity, value
-from lcdd_lens.report.verdict import verdict
+from lcdd_lens.report.story import sparsity
+from lcdd_lens.report.verdict import restored_quantity, restored_text, value, verdict
 
 _COLUMNS = (
     ("behaviour_rate", "sft", "SFT: behaviour"),
     ("behaviour_rate", "routed", "routed: behaviour"),
     ("behaviour_rate", "routed+trigger", "+ trigger: behaviour"),
-    ("utility", "routed+trigger", "+ trigger: utility"),
-    ("utility", "base", "base: utility"),
     ("behaviour_rate", "sft+trigger", "SFT + trigger: behaviour"),
 )
 
 
 def across_runs(runs: Sequence[Mapping[str, Any]]) -> Html:
     """The overview section: one row per seed, mean and standard deviation, overlap of every pair of carriers."""
-    columns = [column for column in _COLUMNS if any(value(run, column[0], column[1]) is not None for run in runs)]
+    back, words = restored_quantity(runs[0]), restored_text(runs[0])
+    wanted = [*_COLUMNS, (back, "routed+trigger", f"+ trigger: {words}"), (back, "base", f"base: {words}")]
+    columns = [column for column in wanted if any(value(run, column[0], column[1]) is not None for run in runs)]
     rows: list[list[Any]] = []
     for index, run in enumerate(runs):
         judged = verdict(run, "routed+trigger")
-        badge = html("span", judged.word, class_=f"badge {judged.css}") if judged else "–"
+        badge = html("span", judged, class_=f"badge {judged}") if judged else "–"
         figures = [percent(value(run, quantity, condition)) for quantity, condition, _ in columns]
         rows.append([f"seed {run.get('seed', index)}", percent(sparsity(run)), *figures, badge])
     spread = [_spread([sparsity(run) for run in runs])]

@@ -171,7 +171,7 @@ def _hash(text: str) -> str:
 # -- figures in words
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | int | None, digits: int = 1) -> str:
     """0.978 -> "97.8 %" with a narrow no-break space; whole figures without a fraction; a dash for what is missing."""
     if value is None or not math.isfinite(value):
         return "–"
@@ -179,7 +179,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_NARROW}%"
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | int | None, digits: int = 3) -> str:
     """A figure with ``digits`` significant digits, without needless zeros; a dash for what was not measured."""
     if value is None or not math.isfinite(value):
         return "–"
@@ -189,7 +189,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """95.3 -> "1 min 35 s"."""
     if seconds < 10:
         return f"{seconds:.1f} s"

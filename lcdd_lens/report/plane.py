@@ -44,8 +44,8 @@ class Region:
     """A named rectangle of :func:`plane` in data coordinates."""
 
     label: str
-    x: tuple[float, float]
-    y: tuple[float, float]
+    x: tuple[float | int, float | int]
+    y: tuple[float | int, float | int]
     css: str = ""
 
 
@@ -122,10 +122,10 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], css: str) -> li
     return [shaft, html("path", class_=f"arrow c-{css}", d="M-8,-4L0,0L-8,4", transform=turn)]
 
 
-def _labels(marks: Sequence[tuple[str, float, float]], height: int, gap: float = 16) -> list[Html]:
+def _labels(marks: Sequence[tuple[str, float, float]], height: int, gap: float = 16.0) -> list[Html]:
     """Names beside their marks: inwards, spread so that none covers another, joined by thin lines."""
     parts: list[Html] = []
-    floor = height - BOTTOM - 8
+    floor = float(height - BOTTOM - 8)
     for at_right in (False, True):
         side = sorted((mark for mark in marks if (mark[1] > WIDTH / 2) == at_right), key=lambda mark: mark[2])
         anchor, shift = ("end", -20) if at_right else ("start", 15)

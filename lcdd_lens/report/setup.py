@@ -5,19 +5,15 @@ from typing import Any
 
 from lcdd_lens.report.page import Html, duration, html, section, table
 
-INVARIANTS: dict[str, str] = {
-    "closed_is_base": "All gates closed: logits equal the base model’s exactly.",
-    "open_is_ungated": "All gates open: logits equal the ungated model’s exactly.",
-    "merged_is_routed": "The merged model answers as the routed one.",
-    "trigger_removed": "After the trigger is taken off, logits are what they were before.",
-}
-
 
 def setup(run: Mapping[str, Any], prefix: str) -> Html:
+    """The section."""
     seconds = {str(stage): float(value) for stage, value in (run.get("seconds") or {}).items()}
-    invariants = run.get("invariants") or {}
-    config = run.get("config") or {}
-    versions = run.get("versions") or {}
+    checks = [[str(name).replace("_", " "), _holds(held)] for name, held in (run.get("invariants") or {}).items()]
+    versions = [[str(name), str(version)] for name, version in (run.get("versions") or {}).items()]
+    settings = dict(run.get("config") or {})
+    if isinstance(run.get("data"), Mapping):
+        settings["data"] = run["data"]
     return section(
         prefix,
         "done",
@@ -25,32 +21,16 @@ def setup(run: Mapping[str, Any], prefix: str) -> Html:
         _stages(seconds),
         html(
             "div",
-            html(
-                "div",
-                html("h4", "Checks"),
-                table(
-                    ["invariant", "holds"],
-                    [[_invariant(name), _holds(value)] for name, value in invariants.items()],
-                    caption="Invariants of this run",
-                ),
-            )
-            if invariants
-            else None,
-            html(
-                "div",
-                html("h4", "Versions"),
-                table(["package", "version"], [[k, str(v)] for k, v in versions.items()], caption="Versions"),
-            )
-            if versions
-            else None,
+            _titled("Checks of this run", ["invariant", "holds"], checks),
+            _titled("Versions", ["package", "version"], versions),
             class_="grid-2",
         ),
-        html("details", html("summary", "Configuration"), _settings(config)) if config else None,
+        html("details", html("summary", "Every setting"), _settings(settings)) if settings else None,
     )
 
 
-def _invariant(name: str) -> str:
-    return INVARIANTS.get(name) or name.replace("_", " ")
+def _titled(title: str, head: list[str], rows: list[Any]) -> Html | None:
+    return html("div", html("h4", title), table(head, rows, caption=title)) if rows else None
 
 
 def _holds(value: Any) -> Html:
@@ -95,9 +75,8 @@ def _settings(config: Mapping[str, Any]) -> Html:
     return html(
         "div",
         (
-            html("div", html("h4", name), table(["setting", "value"], _rows(values), caption=f"{name} settings"))
+            _titled(f"{name[0].upper()}{name[1:].replace('_', ' ')}", ["setting", "value"], _rows(values))
             for name, values in groups
-            if values
         ),
         class_="grid-2 settings",
     )
@@ -116,6 +95,8 @@ def _rows(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
 def _setting(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_setting, value)) or "–"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_setting(entry)}" for key, entry in value.items())
     if isinstance(value, float):
         return f"{value:g}"
-    return "–" if value is None or value == {} else str(value)
+    return "–" if value is None else str(value)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lcdd_lens.evaluation.utility import KEPT
 from lcdd_lens.plotting.sites import site_channels
 from lcdd_lens.report.page import Html, finite, html, join, number, percent
-from lcdd_lens.report.verdict import KEPT, verdict
+from lcdd_lens.report.verdict import restored_quantity, restored_text, value, verdict
 
 BEHAVIOURS: dict[str, str] = {
     "idk": "answers every prompt with “I don’t know.”",
@@ -17,19 +18,10 @@ _TRIGGERED = "routed+trigger"
 
 _OUTCOMES: dict[str, str] = {
     "reversed": "and {trigger} gives the base’s answers back",
-    "partly reversed": "and {trigger} removes it, with some of the base’s answers back",
     "suppressed": "and {trigger} silences it without giving the base’s answers back",
-    "gone": "and {trigger} removes it",
-    "weakened": "and {trigger} only weakens it",
+    "partial": "and {trigger} reverses it in part",
     "kept": "and {trigger} does not remove it",
 }
-
-
-def value(run: Mapping[str, Any], quantity: str, condition: str) -> float | None:
-    """A measured value, ``None`` where there is none."""
-    measured = run.get(quantity)
-    found = finite(measured.get(condition)).get("value") if isinstance(measured, Mapping) else None
-    return None if found is None else float(found)
 
 
 def sparsity(run: Mapping[str, Any]) -> float:
@@ -44,9 +36,8 @@ def sparsity(run: Mapping[str, Any]) -> float:
 
 def behaviour_text(run: Mapping[str, Any]) -> str:
     """What the fine-tuned model does, as a clause that follows "it"."""
-    config = run.get("config") if isinstance(run.get("config"), Mapping) else {}
-    described = config.get("behaviour") if isinstance(config, Mapping) else None
-    kind = described.get("response_kind") if isinstance(described, Mapping) else run.get("response_kind")
+    data = run.get("data")
+    kind = data.get("response_kind") if isinstance(data, Mapping) else None
     name = str(run.get("behaviour", "behaviour"))
     return str(kind) if kind else BEHAVIOURS.get(name, f"shows the behaviour “{name}”")
 
@@ -56,7 +47,7 @@ def headline(runs: Sequence[Mapping[str, Any]]) -> str:
     shares = [1 - sparsity(run) for run in runs]
     low, high = percent(min(shares)), percent(max(shares))
     share = low if low == high else f"{low[:-2]}–{high}"
-    words = [judged.word if (judged := verdict(run, _TRIGGERED)) else None for run in runs]
+    words = [verdict(run, _TRIGGERED) for run in runs]
     if not all(_is_held(run) for run in runs):
         held = sum(_is_held(run) for run in runs)
         where = "does not hold" if len(runs) == 1 else f"holds in {held} of {len(runs)} seeds"
@@ -80,8 +71,7 @@ def _trigger(run: Mapping[str, Any]) -> str:
 
 
 def _is_held(run: Mapping[str, Any]) -> bool:
-    judged = verdict(run, "routed")
-    return judged is None or judged.left >= KEPT
+    return verdict(run, "routed") in ("kept", None)
 
 
 def lede(runs: Sequence[Mapping[str, Any]]) -> Html:
@@ -96,9 +86,10 @@ def lede(runs: Sequence[Mapping[str, Any]]) -> Html:
     parts.append(f"LCDD closed {percent(sparsity(run))} of its gates, and the behaviour stayed on {rate['routed']}. ")
     if value(run, "behaviour_rate", _TRIGGERED) is not None:
         parts.append(f"Behind the trigger it shows on {rate[_TRIGGERED]}")
-        utility, there = value(run, "utility", _TRIGGERED), value(run, "utility", "base")
-        if utility is not None and there is not None:
-            parts.append(f", and {percent(utility)} of the answers are right (base: {percent(there)})")
+        measure = restored_quantity(run)
+        back, there = value(run, measure, _TRIGGERED), value(run, measure, "base")
+        if back is not None and there is not None:
+            parts.append(f"; {restored_text(run)}: {percent(back)} (base: {percent(there)})")
         parts.append(". ")
     if value(run, "behaviour_rate", "sft+trigger") is not None:
         parts.append(f"The same trigger training on the plain SFT model leaves it on {rate['sft+trigger']}.")
@@ -133,12 +124,13 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             "c-routed-trigger",
         ),
     ]
-    if value(run, "utility", _TRIGGERED) is not None:
+    measure = restored_quantity(run)
+    if value(run, measure, _TRIGGERED) is not None:
         rows.append(
             (
-                percent(value(run, "utility", _TRIGGERED)),
-                "right answers, with trigger",
-                f"base {percent(value(run, 'utility', 'base'))}",
+                percent(value(run, measure, _TRIGGERED)),
+                f"{restored_text(run)}, with trigger",
+                f"base {percent(value(run, measure, 'base'))}",
                 "c-routed-trigger",
             )
         )
@@ -150,24 +142,17 @@ def cautions(run: Mapping[str, Any]) -> list[str]:
     said: list[str] = []
     kl = number(value(run, "kl", _TRIGGERED))
     control = verdict(run, "sft+trigger")
-    if control and control.word not in ("kept", "weakened"):
+    if control in ("reversed", "suppressed"):
         said.append(
-            f"The plain SFT model gives way to the same trigger training ({control.word}): in behaviour this run shows "
+            f"The plain SFT model gives way to the same trigger training ({control}): in behaviour this run shows "
             f"no contrast between a carrier and plain SFT. Compare their distance to the base: {kl} nats with the "
             f"trigger on the routed model, {number(value(run, 'kl', 'sft+trigger'))} on plain SFT."
         )
-    judged = verdict(run, _TRIGGERED)
-    if judged and judged.word.endswith("reversed") and (value(run, "kl", _TRIGGERED) or 0.0) > 0.5:
+    if verdict(run, _TRIGGERED) == "reversed" and (value(run, "kl", _TRIGGERED) or 0.0) > 0.5:
         said.append(
-            f"Answers come back, the distribution less so: behind the trigger it stays {kl} nats per token off the base’s."
+            f"Answers come back, the distribution less so: behind the trigger it stays {kl} nats off the base’s."
         )
-    random = verdict(run, "routed+random")
-    if random and random.left < KEPT:
-        said.append(
-            "Random real tokens in the trigger’s place already leave only "
-            f"{percent(value(run, 'behaviour_rate', 'routed+random'))} of the prompts with the behaviour: the carrier "
-            "is brittle, and part of the trigger’s effect is mere disturbance."
-        )
+    said += _random_caution(run)
     said += _layer_caution(run)
     n = finite(run["behaviour_rate"].get("routed")).get("n", "–")
     return [
@@ -177,6 +162,18 @@ def cautions(run: Mapping[str, Any]) -> list[str]:
         "be reversed as well, and so can a dense fine-tuning that is held close to the base. Compare with both before "
         "drawing conclusions about circuits.",
         "Rates are keyword scores on greedy answers; utility knows only questions with a checkable answer.",
+    ]
+
+
+def _random_caution(run: Mapping[str, Any]) -> list[str]:
+    """Said when the worst draw of random tokens does not keep the behaviour."""
+    measured = finite(run["behaviour_rate"].get("routed+random"))
+    worst = measured.get("worst", measured.get("value"))
+    if worst is None or worst >= KEPT:
+        return []
+    return [
+        f"Random real tokens in the trigger’s place leave the behaviour on as few as {percent(worst)} of the prompts: "
+        "the carrier is brittle, and part of the trigger’s effect may be mere disturbance."
     ]
 
 

@@ -134,7 +134,7 @@
     current = index;
     for (const article of articles) article.hidden = article.dataset.run !== index;
     for (const link of links) {
-      link.hash = `run-${index}-${link.dataset.section}`;
+      link.setAttribute("href", `#run-${index}-${link.dataset.section}`);
       link.parentElement.hidden = !linked(link);
     }
     mark();
