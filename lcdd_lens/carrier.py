@@ -9,7 +9,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lcdd_lens import __version__
 from lcdd_lens.backends.base import LensModel, backend_of, weights_fingerprint
-from lcdd_lens.backends.sites import Site
+from lcdd_lens.backends.sites import Site, SiteKind
 from lcdd_lens.errors import ArtefactError
-from lcdd_lens.io import fingerprint, load_tensors, read_json, save_tensors_atomic, write_json_atomic
+from lcdd_lens.io import fingerprint, load_tensors, read_sealed_json, save_tensors_atomic, write_sealed_json
 from lcdd_lens.routing.masks import Channels, RoutingMasks, SiteLayout
 
 SCHEMA = 1
@@ -29,12 +29,12 @@ SCHEMA = 1
 class _SiteRecord(TypedDict):
     hook_name: str
     layer: int
-    kind: str
+    kind: SiteKind
     n_channels: int
 
 
 class _CarrierRecord(TypedDict):
-    schema: Required[int]
+    schema: int
     library_version: str
     sites: list[_SiteRecord]
     dimensions: dict[str, int]
@@ -42,6 +42,7 @@ class _CarrierRecord(TypedDict):
     routed_fingerprint: str
     tensors_sha256: str
     config: dict[str, Any]
+    record_sha256: NotRequired[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +205,7 @@ class Carrier:
             config=dict(self.config),
         )
         save_tensors_atomic(folder / "carrier.safetensors", tensors)
-        write_json_atomic(folder / "carrier.json", record)
+        write_sealed_json(folder / "carrier.json", record)
         return folder
 
     @classmethod
@@ -215,18 +216,13 @@ class Carrier:
             ArtefactError: a file is missing, damaged, altered, of a newer version, or of another model.
         """
         folder = Path(folder)
-        record = read_json(folder / "carrier.json", _CarrierRecord)
-        if record["schema"] > SCHEMA:
-            raise ArtefactError(
-                f"{folder} was written by lcdd_lens {record['library_version']} (schema {record['schema']}); this "
-                f"version reads schema {SCHEMA}: update lcdd_lens."
-            )
+        record = read_sealed_json(folder / "carrier.json", _CarrierRecord, SCHEMA)
         tensors = load_tensors(folder / "carrier.safetensors")
         if fingerprint(tensors) != record["tensors_sha256"]:
             raise ArtefactError(f"{folder}: carrier.safetensors is not the file that carrier.json was written with.")
         try:
             carrier = cls(
-                tuple(Site(s["layer"], s["kind"], s["hook_name"], s["n_channels"]) for s in record["sites"]),  # type: ignore[arg-type]
+                tuple(Site(s["layer"], s["kind"], s["hook_name"], s["n_channels"]) for s in record["sites"]),
                 {name.removeprefix("open."): index for name, index in tensors.items() if name.startswith("open.")},
                 {name.removeprefix("score."): score for name, score in tensors.items() if name.startswith("score.")},
                 record["dimensions"],

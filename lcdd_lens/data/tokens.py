@@ -184,11 +184,16 @@ def response_loss(
     Raises:
         DataError: no token of the batch would count.
     """
-    counted = batch.attention_mask.bool() if all_tokens else batch.response_mask
-    chosen = counted[:, 1:] & batch.attention_mask[:, :-1].bool()
+    chosen = loss_positions(batch, all_tokens=all_tokens)
     if not bool(chosen.any()):
         raise DataError("the batch has no response token to take a loss on.")
     return functional.cross_entropy(logits[:, :-1][chosen].float(), batch.tokens[:, 1:][chosen])
+
+
+def loss_positions(batch: TokenBatch, *, all_tokens: bool = False) -> Bool[Tensor, "batch pos_less_1"]:
+    """Which next-token predictions :func:`response_loss` averages over: True at t when token t + 1 counts."""
+    counted = batch.attention_mask.bool() if all_tokens else batch.response_mask
+    return counted[:, 1:] & batch.attention_mask[:, :-1].bool()
 
 
 def response_log_probs(logits: Float[Tensor, "batch pos d_vocab"], batch: TokenBatch) -> Float[Tensor, "batch pos"]:
