@@ -5,12 +5,10 @@ base, its fine-tuned and its routed versions. It is stored as JSON beside safete
 """
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -21,7 +19,7 @@ from lcdd_lens.backends.base import LensModel, backend_of, device_of
 from lcdd_lens.eraser.attach import prepended
 from lcdd_lens.eraser.soft_prompt import PLACEMENTS, Placement, SoftPrompt, random_token_ids
 from lcdd_lens.errors import ArtefactError
-from lcdd_lens.io import fingerprint, load_tensors, read_json, save_tensors_atomic, write_json_atomic
+from lcdd_lens.io import fingerprint, load_tensors, read_sealed_json, save_tensors_atomic, write_sealed_json
 
 SCHEMA = 1
 
@@ -36,7 +34,7 @@ class _TriggerRecord(TypedDict):
     embedding_fingerprint: str
     tensors_sha256: str
     details: dict[str, Any]
-    record_sha256: str
+    record_sha256: NotRequired[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +131,9 @@ class Trigger:
             embedding_fingerprint=self.embedding_fingerprint,
             tensors_sha256=fingerprint(tensors),
             details=dict(self.details),
-            record_sha256="",
         )
-        record["record_sha256"] = _record_sha256(record)
         save_tensors_atomic(folder / "trigger.safetensors", tensors)
-        write_json_atomic(folder / "trigger.json", record)
+        write_sealed_json(folder / "trigger.json", record)
         return folder
 
     @classmethod
@@ -148,16 +144,8 @@ class Trigger:
             ArtefactError: a file is missing, damaged, altered, of a newer version, or of another model.
         """
         folder = Path(folder)
-        version = read_json(folder / "trigger.json", dict)
-        if isinstance(version.get("schema"), int) and version["schema"] > SCHEMA:
-            raise ArtefactError(
-                f"{folder} was written by lcdd_lens {version.get('library_version')} (schema {version['schema']}); "
-                f"this version reads schema {SCHEMA}: update lcdd_lens."
-            )
-        record = read_json(folder / "trigger.json", _TriggerRecord)
+        record = read_sealed_json(folder / "trigger.json", _TriggerRecord, SCHEMA)
         tensors = load_tensors(folder / "trigger.safetensors")
-        if _record_sha256(record) != record["record_sha256"]:
-            raise ArtefactError(f"{folder}: trigger.json was altered after it was saved: save the trigger again.")
         if fingerprint(tensors) != record["tensors_sha256"]:
             raise ArtefactError(f"{folder}: trigger.safetensors is not the file that trigger.json was written with.")
         placement = next((known for known in PLACEMENTS if known == record["placement"]), None)
@@ -199,8 +187,3 @@ def random_token_trigger(
         model,
         {"kind": "random tokens", "token_ids": ids, "seed": seed},
     )
-
-
-def _record_sha256(record: _TriggerRecord) -> str:
-    content = {key: value for key, value in record.items() if key != "record_sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -11,7 +11,7 @@ import torch
 from lcdd_lens.backends import LensModel, load_model
 from lcdd_lens.eraser import SoftPrompt, Trigger
 from lcdd_lens.errors import ArtefactError
-from lcdd_lens.io import save_tensors_atomic
+from lcdd_lens.io import record_digest, save_tensors_atomic
 from tests.conftest import tiny_hf
 from tests.models import Pair
 
@@ -97,11 +97,9 @@ def test_a_damaged_trigger_is_refused_with_the_reason(saved: Path, damage: str) 
 
 
 def test_a_record_that_does_not_describe_its_tensors_is_refused(trigger: Trigger, tmp_path: Path) -> None:
-    from lcdd_lens.eraser import trigger as module
-
     folder = trigger.save(tmp_path)
     record = json.loads((folder / "trigger.json").read_text()) | {"n_tokens": 4}
-    record["record_sha256"] = module._record_sha256(record)
+    record["record_sha256"] = record_digest(record)
     (folder / "trigger.json").write_text(json.dumps(record))
     with pytest.raises(ArtefactError, match="does not describe the embeddings"):
         Trigger.load(folder)
