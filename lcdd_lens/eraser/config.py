@@ -7,9 +7,12 @@ from typing import Literal, get_args
 from lcdd_lens.backends.base import LensModel
 from lcdd_lens.eraser.soft_prompt import PLACEMENTS, Placement
 from lcdd_lens.errors import ConfigError
+from lcdd_lens.sizes import between
 
 ChannelChoice = Literal["carrier", "random", "all", "none"]
 CHANNEL_CHOICES: tuple[ChannelChoice, ...] = get_args(ChannelChoice)
+AnswerSource = Literal["base", "model", "both"]
+ANSWER_SOURCES: tuple[AnswerSource, ...] = get_args(AnswerSource)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class EraserConfig:
     tail: int = 8
     """Last prompt positions that the tail KL covers."""
     w_answer: float = 0.0
-    """Weight of KL(base ‖ model) along the base's own greedy answers (ours; 0: the answers are not even generated)."""
+    """Weight of KL(base ‖ model) along greedy answers to the prompts (ours; 0: no answer is even generated)."""
+    answers_of: AnswerSource = "base"
+    """Whose answers: the base's, the model's own without a trigger (the behaviour), or both."""
     answer_tokens: int = 24
     """Length of those answers at most."""
     w_norm: float = 0.1
@@ -74,6 +79,9 @@ class EraserConfig:
         _require(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1, or None")
         _require(self.seed >= 0, "seed", self.seed, "0 or positive")
         _require(self.channels in CHANNEL_CHOICES, "channels", self.channels, f"one of {', '.join(CHANNEL_CHOICES)}")
+        _require(
+            self.answers_of in ANSWER_SOURCES, "answers_of", self.answers_of, f"one of {', '.join(ANSWER_SOURCES)}"
+        )
         known = (*PLACEMENTS, "auto")
         _require(self.placement in known, "placement", self.placement, f"one of {', '.join(known)}")
         weights = (self.w_match if self.channels != "none" else 0.0, self.w_kl, self.w_answer)
@@ -90,26 +98,20 @@ class EraserConfig:
 
         A long soft prompt is out of distribution for a small model: it suppresses the behaviour without bringing the
         base's answers back. Length, steps and learning rate therefore go geometrically from what works at d_model 128
-        (1 token, 150 steps, 0.02) to the paper's values at d_model 1024 (20 tokens, 2,000 steps, 0.003), its smallest
-        model, and stay there beyond either end:
-
-            t = clamp(log2(d_model / 128) / 3, 0, 1);    value = small · (paper / small)^t
+        (1 token, 20 steps, 0.01) to the paper's values at d_model 1024 (20 tokens, 2,000 steps, 0.003), its smallest
+        model (:mod:`lcdd_lens.sizes`).
 
         The norm bound replaces the norm term, and training stops when the validation objective has converged.
         """
         paper = cls.paper()
-        share: float = min(max(math.log2(model.cfg.d_model / 128) / 3, 0.0), 1.0)
-
-        def between(small: float, large: float) -> float:
-            return float(small * (large / small) ** share)
-
+        width = model.cfg.d_model
         return replace(
             paper,
-            n_tokens=round(between(1.0, float(paper.n_tokens))),
-            steps=round(between(150.0, float(paper.steps))),
-            lr=between(0.02, paper.lr),
+            n_tokens=round(between(1.0, float(paper.n_tokens), width)),
+            steps=round(between(20.0, float(paper.steps), width)),
+            lr=between(0.01, paper.lr, width),
             w_norm=0.0,
-            eval_every=round(between(10.0, float(paper.eval_every))),
+            eval_every=round(between(5.0, float(paper.eval_every), width)),
             patience=6,
         )
 

@@ -37,7 +37,7 @@ from lcdd_lens.training.rules import GateRule
 
 logger = logging.getLogger(__name__)
 
-History = dict[str, list[float]]
+History = dict[str, list[int | float]]
 """Recorded series by name; ``step`` counts from 1."""
 
 

@@ -135,7 +135,7 @@ def test_answers_end_with_the_end_token_where_the_base_stopped() -> None:
     rows = prompts(12)
     free = generate(model, rows, max_new_tokens=6, eos_token_id=-1)
     model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(free[0][2])
-    answers = eraser_module._base_answers(model, rows, replace(QUICK, w_answer=1.0, answer_tokens=6))
+    answers = eraser_module._greedy_answers(model, rows, replace(QUICK, w_answer=1.0, answer_tokens=6))
     end = model.tokenizer.eos_token_id
     assert answers == [row[: row.index(end) + 1] if end in row else row for row in free]
     assert answers[0][-1] == end
@@ -390,10 +390,10 @@ def test_settings_grow_with_the_model_from_one_token_to_the_papers_twenty() -> N
 
     small, middle, large = for_width(64), for_width(512), for_width(1024)
     assert small == for_width(128)
-    assert (small.n_tokens, small.steps, small.lr, small.eval_every) == (1, 150, pytest.approx(0.02), 10)
+    assert (small.n_tokens, small.steps, small.lr, small.eval_every) == (1, 20, pytest.approx(0.01), 5)
     assert (large.n_tokens, large.steps, large.lr, large.eval_every) == (20, 2000, pytest.approx(3e-3), 50)
     assert 1 < middle.n_tokens < 20
-    assert 150 < middle.steps < 2000
+    assert 20 < middle.steps < 2000
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> Non
         EraserConfig(**options)
 
 
-@pytest.mark.parametrize(("name", "value"), [("channels", "some"), ("placement", "middle")])
+@pytest.mark.parametrize(("name", "value"), [("channels", "some"), ("placement", "middle"), ("answers_of", "me")])
 def test_unknown_choices_from_a_file_are_refused(name: str, value: str) -> None:
     config = EraserConfig()
     object.__setattr__(config, name, value)
