@@ -6,8 +6,8 @@ a marker as well, so that no figure depends on colour. Importing this module cos
 
 from dataclasses import dataclass
 
-NEUTRAL = "#777777"
-"""Text and lines that read on white (4.5 : 1) and on the dark grounds of notebooks (about 4 : 1)."""
+NEUTRAL = "#7F7F7F"
+"""Text and lines that read alike on white and on the dark grounds of notebooks (about 4 : 1 on both)."""
 
 
 @dataclass(frozen=True)
