@@ -217,10 +217,15 @@ class _Training:
         config = self.config
         chosen = torch.randperm(len(prompts), generator=self.generator)[:at_most].tolist()
         kept = [list(prompts[row]) for row in chosen]
+        answers: list[list[int]] = [[] for _ in kept]
+        if config.w_answer > 0:
+            asked = {"base": [base], "model": [self.model], "both": [base, self.model]}[config.answers_of]
+            answers = [answer for source in asked for answer in _greedy_answers(source, kept, config)]
+            kept = kept * len(asked)
         return BaseTargets(
             base,
             kept,
-            _base_answers(base, kept, config),
+            answers,
             layers=self.layers,
             tail=config.tail,
             keep_first=placement == "after_bos",
@@ -279,12 +284,10 @@ class _Training:
         )
 
 
-def _base_answers(base: LensModel, prompts: Sequence[Sequence[int]], config: EraserConfig) -> list[list[int]]:
-    """The base's greedy answers, with the end-of-sequence token where it stopped; empty ones when they do not count."""
-    if config.w_answer == 0:
-        return [[] for _ in prompts]
-    eos = None if base.tokenizer is None else base.tokenizer.eos_token_id
-    answers = generate(base, prompts, max_new_tokens=config.answer_tokens, eos_token_id=eos)
+def _greedy_answers(model: LensModel, prompts: Sequence[Sequence[int]], config: EraserConfig) -> list[list[int]]:
+    """Greedy answers without a trigger, with the end-of-sequence token where the model stopped."""
+    eos = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    answers = generate(model, prompts, max_new_tokens=config.answer_tokens, eos_token_id=eos)
     return [[*answer, eos] if len(answer) < config.answer_tokens and eos is not None else answer for answer in answers]
 
 

@@ -2,12 +2,12 @@
 
     L = w_match · (1/|layers|) Σ_l MSE( mean_batch a_l[C_l], mean_prompts a^B_l[C_l] )      activation matching
         + w_KL · mean over the last k prompt positions of KL( p_B ‖ p )                      tail KL
-        + w_answer · mean over the base's own answers of KL( p_B ‖ p )                       answer KL (ours)
+        + w_answer · mean along greedy answers to the prompts of KL( p_B ‖ p )               answer KL (ours)
         + w_norm · mean_i ‖e_i‖²                                                             norm penalty
 
 a_l is the residual stream after block l at the prompt's last position, C_l the channels that are matched there, B the
 base without a soft prompt. The published terms see the prompt only; the answer KL also asks that the model goes on
-as the base does once it has begun to answer.
+as the base does once an answer has begun, be it the base's answer or the one that fine-tuning taught.
 """
 
 from collections.abc import Mapping
