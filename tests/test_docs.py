@@ -1,0 +1,159 @@
+"""README and documentation hold what they say: their code runs, their data parse, their figures are those of the run.
+
+The Python blocks of a page are one session, run from top to bottom in an empty folder. A line ``print(...)  # → text``
+promises that the text is printed. A comment before a block gives directions:
+
+    <!-- test: slow -->               the block trains: the page's session is one of the slow tests
+    <!-- test: skip, the reason -->   the block is not run (it needs a GPU, a network or files that are not here)
+"""
+
+import ast
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+KNOWN = {"python", "bash", "text", "json", "yaml", "bibtex"}
+_FENCE = re.compile(r"^```(\w*)\s*$")
+_DIRECTION = re.compile(r"^<!-- test: (slow|skip), ?(.*?) ?-->$|^<!-- test: (slow) -->$")
+_PROMISE = re.compile(r"#\s*→\s*(.+?)\s*$")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+    direction: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    number = 0
+    while number < len(lines):
+        opening = _FENCE.match(lines[number])
+        if opening is None:
+            number += 1
+            continue
+        end = next(index for index in range(number + 1, len(lines)) if lines[index] == "```")
+        before = lines[number - 1] if number else ""
+        direction = _DIRECTION.match(before)
+        assert direction or not before.startswith("<!-- test"), f"{page}:{number}: cannot read {before!r}"
+        kind = (direction.group(1) or direction.group(3)) if direction else ""
+        yield Block(page, number + 1, opening.group(1), "\n".join(lines[number + 1 : end]), kind)
+        number = end + 1
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def sessions() -> list[Any]:
+    """One parameter per page with Python on it, marked slow where a block says so."""
+    found = []
+    for page in PAGES:
+        python = [block for block in BLOCKS if block.page == page and block.language == "python"]
+        if any(block.direction != "skip" for block in python):
+            marks = [pytest.mark.slow] if any(block.direction == "slow" for block in python) else []
+            found.append(pytest.param(python, id=str(page.relative_to(ROOT)), marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("session", sessions())
+def test_python_on_the_page_runs_and_prints_what_it_promises(
+    session: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Dataclasses on a page look themselves up in the module that they are defined in.
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    for block in session:
+        if block.direction == "skip":
+            continue
+        source = "\n" * block.line + block.code
+        exec(compile(source, str(block.page), "exec"), module.__dict__)
+        printed = iter(capsys.readouterr().out.splitlines())
+        for line in block.code.splitlines():
+            if promise := _PROMISE.search(line):
+                assert any(found.strip() == promise.group(1) for found in printed), f"{block}: no {promise.group(1)!r}"
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
+def test_python_that_is_not_run_is_at_least_python(block: Block) -> None:
+    ast.parse(block.code)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in ("json", "yaml")], ids=str)
+def test_data_on_the_page_parse(block: Block) -> None:
+    if block.language == "yaml":
+        assert yaml.safe_load(block.code) is not None
+    for line in block.code.splitlines() if block.language == "json" else ():
+        assert isinstance(json.loads(line), dict)
+
+
+def test_every_block_names_a_language_that_is_checked_or_plainly_none() -> None:
+    assert {block.language for block in BLOCKS} <= KNOWN
+
+
+def commands() -> list[Any]:
+    """Every ``lcdd-lens`` command of the documentation, as an argument list."""
+    found = []
+    for block in BLOCKS:
+        if block.language == "bash":
+            for part in re.split(r"&&|\n", block.code.replace("\\\n", " ")):
+                words = shlex.split(part, comments=True)
+                if words[:1] == ["lcdd-lens"]:
+                    found.append(pytest.param(words[1:], id=f"{block}:{' '.join(words[:2])}"))
+    return found
+
+
+@pytest.mark.parametrize("arguments", commands())
+def test_commands_on_the_page_are_accepted_by_the_command_line(arguments: list[str]) -> None:
+    cli = pytest.importorskip("lcdd_lens.cli")
+    cli.build_parser().parse_args(arguments)
+
+
+def test_links_inside_the_repository_resolve() -> None:
+    """mkdocs checks docs/; README's links are read on the web page of the repository."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
+
+
+def test_readme_gives_the_two_commands() -> None:
+    lines = [line for block in BLOCKS if block.page.name == "README.md" for line in block.code.splitlines()]
+    assert "pip install -c constraints.txt -e . && lcdd-lens demo" in lines
+    assert 'pip install -c constraints.txt -e ".[dev]" && pytest' in lines
+
+
+def test_table_in_readme_is_that_of_the_committed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import make_figures
+
+    figures = json.loads((ROOT / "docs" / "assets" / "demo.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{make_figures.START}\n{make_figures.table(figures)}\n{make_figures.END}" in readme
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import lcdd_lens
+
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    missing = [
+        name for name in lcdd_lens.__all__ if not re.search(rf"^::: lcdd_lens\.[\w.]*\b{name}$", reference, re.M)
+    ]
+    assert missing == []
