@@ -101,7 +101,8 @@ class EraserConfig:
         (1 token, 20 steps, 0.01) to the paper's values at d_model 1024 (20 tokens, 2,000 steps, 0.003), its smallest
         model (:mod:`lcdd_lens.sizes`).
 
-        The norm bound replaces the norm term, and training stops when the validation objective has converged.
+        Matching weighs 0.1 to 1: on tiny models its raw mean square starts a hundred times above the KL and would
+        have the first steps to itself. The norm bound replaces the norm term, and training stops when the validation objective has converged.
         """
         paper = cls.paper()
         width = model.cfg.d_model
@@ -110,6 +111,7 @@ class EraserConfig:
             n_tokens=round(between(1.0, float(paper.n_tokens), width)),
             steps=round(between(20.0, float(paper.steps), width)),
             lr=between(0.01, paper.lr, width),
+            w_match=between(0.1, paper.w_match, width),
             w_norm=0.0,
             eval_every=round(between(5.0, float(paper.eval_every), width)),
             patience=6,

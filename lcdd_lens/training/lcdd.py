@@ -30,14 +30,14 @@ class LCDDConfig:
     """Everything that LCDD needs beside model and data."""
 
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=500, lr=5e-4, warmup_steps=20, decay_steps=100, pull=0.01)
+        default_factory=lambda: OptimConfig(steps=450, lr=5e-4, warmup_steps=20, decay_steps=90, pull=0.003)
     )
     """How the weights are trained."""
     rule: Literal["price", "penalty"] = "price"
     """``price``: channel pricing (ours). ``penalty``: the paper's."""
-    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(warmup_steps=20, ratio=0.3, floor=0.01))
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(warmup_steps=20, ratio=0.3, floor=0.0075))
     """The loss budget ε."""
-    settle_steps: int = 100
+    settle_steps: int = 90
     """Last steps, with fixed gates."""
     price: PriceConfig = field(default_factory=PriceConfig)
     """Used by the rule ``price``."""

@@ -235,8 +235,8 @@ class Loop:
         self._monitor.update(loss)
         self.step += 1
         self._record(loss)
-        # A uniform guess costs log(d_vocab): an average far above it has diverged.
-        if self._monitor.ema > math.log(self.model.cfg.d_vocab) + 5:
+        # A uniform guess costs log(d_vocab): an average far above it, and above where it began, has diverged.
+        if self._monitor.ema > max(math.log(self.model.cfg.d_vocab), self.history["loss"][0]) + 5:
             self._stop(f"the loss diverged (average {self._monitor.ema:.3g})")
 
     def _backward(self) -> float:

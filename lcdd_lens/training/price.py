@@ -33,7 +33,7 @@ Order = Literal["sensitivity", "random"]
 class PriceConfig:
     """How the price of a channel rises."""
 
-    every: int = 6
+    every: int = 5
     """Steps between price rises."""
     share: float = 0.08
     """Share of the open gates that one price rise closes."""
