@@ -89,28 +89,36 @@ def test_matching_alone_finds_the_planted_prompt_too() -> None:
 # -- the objective is what it says
 
 
+def kl_by_hand(pair: Pair, row: Tensor, soft: Tensor, placement: Any) -> Tensor:
+    with torch.no_grad():
+        log_q = concatenated_logits(pair.sft, row, soft, placement).log_softmax(-1)
+        log_p = pair.base(row[None])[0].log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 @pytest.mark.parametrize(
-    ("architecture", "placement"), [("gpt2", "after_bos"), ("neox", "before_bos"), ("llama", "after_bos")]
+    ("architecture", "placement", "answers_of"),
+    [("gpt2", "after_bos", "base"), ("neox", "before_bos", "model"), ("llama", "after_bos", "both")],
 )
-def test_the_validation_objective_is_the_formula_computed_prompt_by_prompt(architecture: str, placement: Any) -> None:
+def test_the_validation_objective_is_the_formula_computed_prompt_by_prompt(
+    architecture: str, placement: Any, answers_of: Any
+) -> None:
     pair = tiny_pair(architecture)
-    config = replace(QUICK, placement=placement, w_norm=0.1, w_answer=0.3, answer_tokens=4)
+    config = replace(QUICK, placement=placement, w_norm=0.1, w_answer=0.3, answer_tokens=4, answers_of=answers_of)
     result = train(pair, config)
     soft = result.trigger.embeddings
     tails, answered, residuals, base_residuals = [], [], [], []
     for prompt in prompts(9, seed=2):
-        [answer] = generate(pair.base, [prompt], max_new_tokens=4)
-        row, end = torch.tensor(prompt + answer[:-1]), len(prompt)
+        row, end = torch.tensor(prompt), len(prompt)
+        for source in {"base": [pair.base], "model": [pair.sft], "both": [pair.base, pair.sft]}[answers_of]:
+            [answer] = generate(source, [prompt], max_new_tokens=4)
+            answered.append(kl_by_hand(pair, torch.tensor(prompt + answer[:-1]), soft, placement)[end - 1 :])
         with torch.no_grad():
-            logits = concatenated_logits(pair.sft, row, soft, placement).log_softmax(-1)
-            base_logits, base_cache = pair.base.run_with_cache(row[None])
+            _, base_cache = pair.base.run_with_cache(row[None])
             with SoftPrompt(soft, placement).on(pair.sft):
-                longer, mask = SoftPrompt(soft, placement).insert(row[None, :end], torch.ones(1, end).long())
+                longer, mask = SoftPrompt(soft, placement).insert(row[None], torch.ones(1, end).long())
                 _, cache = pair.sft.run_with_cache(longer, attention_mask=mask)
-        base_log_p = base_logits[0].log_softmax(-1)
-        kl = (base_log_p.exp() * (base_log_p - logits)).sum(-1)
-        tails.append(kl[max(end - 3, int(placement == "after_bos")) : end])
-        answered.append(kl[end - 1 :])
+        tails.append(kl_by_hand(pair, row, soft, placement)[max(end - 3, int(placement == "after_bos")) :])
         residuals.append([cache[f"blocks.{layer}.hook_resid_post"][0, -1] for layer in (0, 1)])
         base_residuals.append([base_cache[f"blocks.{layer}.hook_resid_post"][0, end - 1] for layer in (0, 1)])
     match = 0.0
