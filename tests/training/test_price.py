@@ -66,6 +66,14 @@ def test_the_last_open_gate_is_never_closed() -> None:
     assert min(feed(rule, GOOD, 300)) == 1
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.75])
+def test_the_ascent_ends_at_the_sparsity_that_is_asked_for(sparsity: float) -> None:
+    rule = make(PriceConfig(every=1, share=0.1, max_sparsity=sparsity))
+    counts = feed(rule, GOOD, 300)
+    assert counts[-1] == N - round(sparsity * N)
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_sensitivity_is_a_moving_average_of_the_slope_relative_to_its_root_mean_square() -> None:
     rule = make(PriceConfig(decay=0.9))
     first, second = SLOPES, 100 * SLOPES.flip(0)
@@ -226,6 +234,7 @@ def test_the_rule_is_a_gate_rule() -> None:
         ({"min_share": 0.0}, "0 < min_share"),
         ({"decay": 1.0}, "decay"),
         ({"batch_slack": 0.0}, "batch_slack"),
+        ({"max_sparsity": 1.2}, "max_sparsity"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
