@@ -1,7 +1,7 @@
 """The picture and the table of README and home page, made from a demonstration run.
 
-    lcdd-lens demo --behaviour idk --seed 0 --out lcdd-demo
-    python docs/make_figures.py lcdd-demo
+    lcdd-lens demo --behaviour idk --seed 0
+    python docs/make_figures.py lcdd-demo-idk-0
 
 writes ``docs/assets/demo.png``, the figures behind it as ``docs/assets/demo.json``, and the table between the markers
 in ``README.md``; a test holds the table to the JSON file.

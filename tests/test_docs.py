@@ -96,12 +96,22 @@ def test_python_that_is_not_run_is_at_least_python(block: Block) -> None:
     ast.parse(block.code)
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in ("json", "yaml")], ids=str)
-def test_data_on_the_page_parse(block: Block) -> None:
-    if block.language == "yaml":
-        assert yaml.safe_load(block.code) is not None
-    for line in block.code.splitlines() if block.language == "json" else ():
-        assert isinstance(json.loads(line), dict)
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "json"], ids=str)
+def test_rows_on_the_page_are_rows_of_a_behaviour(block: Block) -> None:
+    from lcdd_lens.data.files import FIELDS
+
+    for line in block.code.splitlines():
+        row = json.loads(line)
+        assert {"prompt", "response"} <= row.keys() <= set(FIELDS)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
+def test_settings_on_the_page_are_settings_of_an_experiment(block: Block) -> None:
+    from lcdd_lens.configuration import updated
+    from lcdd_lens.pipeline import demo_config
+
+    changed = updated(demo_config(), yaml.safe_load(block.code))
+    assert changed != demo_config()
 
 
 def test_every_block_names_a_language_that_is_checked_or_plainly_none() -> None:
@@ -122,8 +132,9 @@ def commands() -> list[Any]:
 
 @pytest.mark.parametrize("arguments", commands())
 def test_commands_on_the_page_are_accepted_by_the_command_line(arguments: list[str]) -> None:
-    cli = pytest.importorskip("lcdd_lens.cli")
-    cli.build_parser().parse_args(arguments)
+    from lcdd_lens.cli import make_parser
+
+    make_parser().parse_args(arguments)
 
 
 def test_links_inside_the_repository_resolve() -> None:
