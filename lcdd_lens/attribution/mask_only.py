@@ -11,7 +11,7 @@ Larger score: the gate is kept more firmly; positive = open at the end, negative
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ Loss = Literal["ce", "kl"]
 
 def _small_model_rule() -> LCDDConfig:
     return LCDDConfig(
-        optim=OptimConfig(steps=300, lr=1.0, batch_size=16),
+        optim=OptimConfig(steps=300, lr=1.0, batch_size=16, warmup_steps=0),
         rule="penalty",
         budget=BudgetConfig(warmup_steps=20, ratio=0.3, floor=0.02),
         dual=DualConfig(initial=1e-3, maximum=3e-3, growth=0.1, shrink=0.5),
@@ -61,17 +61,13 @@ class MaskOnly:
     @classmethod
     def hard_concrete(cls, loss: Loss = "ce") -> "MaskOnly":
         """The stochastic estimator of Louizos et al., with Adam, as mask-learning methods use it."""
-        penalty = _small_model_rule()
-        settings = asdict(penalty) | {
-            "optim": penalty.optim,
-            "budget": penalty.budget,
-            "price": penalty.price,
-            "dual": penalty.dual,
-            "estimator": "hard_concrete",
-            "mask_optimiser": "adam",
-            "mask_lr": 0.05,
-        }
-        return cls(loss, LCDDConfig(**settings))
+        rule = replace(_small_model_rule(), estimator="hard_concrete", mask_optimiser="adam", mask_lr=0.05)
+        return cls(loss, rule)
+
+    def shortened(self, steps: int, seed: int) -> "MaskOnly":
+        """The same method with another number of steps and seed."""
+        rule = self.rule.with_seed(seed)
+        return replace(self, rule=replace(rule, optim=replace(rule.optim, steps=steps)))
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import pandas as pd
 import torch
@@ -21,7 +21,7 @@ from lcdd_lens.backends.base import LensModel, backend_of, weights_fingerprint
 from lcdd_lens.backends.sites import Site
 from lcdd_lens.carrier import Carrier, model_dimensions
 from lcdd_lens.errors import ArtefactError, ConfigError
-from lcdd_lens.io import fingerprint, load_tensors, read_json, save_tensors_atomic, write_json_atomic
+from lcdd_lens.io import fingerprint, load_tensors, read_sealed_json, save_tensors_atomic, write_sealed_json
 from lcdd_lens.routing.masks import SiteLayout
 
 SCHEMA = 1
@@ -59,6 +59,7 @@ class _ScoresRecord(TypedDict):
     cost: CostRecord
     details: dict[str, Any]
     tensors_sha256: str
+    record_sha256: NotRequired[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +225,7 @@ class ChannelScores:
             tensors_sha256=fingerprint(tensors),
         )
         save_tensors_atomic(folder / "scores.safetensors", tensors)
-        write_json_atomic(folder / "scores.json", record)
+        write_sealed_json(folder / "scores.json", record)
         return folder
 
     @classmethod
@@ -235,12 +236,7 @@ class ChannelScores:
             ArtefactError: a file is missing, damaged, altered, of a newer version, or of another model.
         """
         folder = Path(folder)
-        record = read_json(folder / "scores.json", _ScoresRecord)
-        if record["schema"] > SCHEMA:
-            raise ArtefactError(
-                f"{folder} was written by lcdd_lens {record['library_version']} (schema {record['schema']}); this "
-                f"version reads schema {SCHEMA}: update lcdd_lens."
-            )
+        record = read_sealed_json(folder / "scores.json", _ScoresRecord, SCHEMA)
         tensors = load_tensors(folder / "scores.safetensors")
         if fingerprint(tensors) != record["tensors_sha256"]:
             raise ArtefactError(f"{folder}: scores.safetensors is not the file that scores.json was written with.")

@@ -1,0 +1,19 @@
+"""Carriers against circuits: attribution rankings judged beside a carrier on the same channels."""
+
+from lcdd_lens.comparison.config import CARRIER, METHODS, ComparisonConfig
+from lcdd_lens.comparison.material import Material
+from lcdd_lens.comparison.result import ComparisonRecord, ComparisonResult
+from lcdd_lens.comparison.runs import compare_run, read_run
+from lcdd_lens.comparison.study import compare
+
+__all__ = [
+    "CARRIER",
+    "METHODS",
+    "ComparisonConfig",
+    "ComparisonRecord",
+    "ComparisonResult",
+    "Material",
+    "compare",
+    "compare_run",
+    "read_run",
+]
