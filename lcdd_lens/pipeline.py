@@ -335,19 +335,22 @@ class _Run:
         data: Mapping[str, EncodedSet],
         config: EraserConfig,
     ) -> tuple[dict[str, Trigger], dict[str, Any]]:
-        """One trigger for the routed model and two for plain SFT under the same settings: the paper's comparison."""
+        """One trigger for the routed model and two for plain SFT with the same effort: the paper's comparison."""
         channels = carrier.residual_write_channels()
 
         def train(model: LensModel, settings: EraserConfig) -> EraserResult:
             prompts = data["train"].prompts, data["validation"].prompts
             return train_eraser(model, base, channels, *prompts, settings, progress=self.progress)
 
+        own = train(routed.model, config)
+        own.trigger.save(self.out / "trigger")
+        # Plain SFT gets as many steps as the routed model's trigger needed to converge.
+        same_effort = replace(config, steps=max(1, len(own.history.step)), patience=None)
         trained = {
-            "routed+trigger": train(routed.model, config),
-            "sft+trigger": train(sft, replace(config, channels="none", w_match=0.0)),
-            "sft+trigger(carrier)": train(sft, config),
+            "routed+trigger": own,
+            "sft+trigger": train(sft, replace(same_effort, channels="none", w_match=0.0)),
+            "sft+trigger(carrier)": train(sft, same_effort),
         }
-        trained["routed+trigger"].trigger.save(self.out / "trigger")
         histories = {name: result.history.to_dict() for name, result in trained.items()}
         return {name: result.trigger for name, result in trained.items()}, histories
 

@@ -181,6 +181,7 @@ class _Training:
                 "infinite logits on the validation prompts. Check their weights."
             )
         best_step, best = 0, self.soft_prompt.embeddings.detach().clone()
+        needed = config.min_improvement * abs(best_validation)
         reference, stale = best_validation, 0
         stopped: StopReason = "steps"
         with tqdm(total=config.steps, desc="eraser", disable=not progress) as bar:
@@ -197,7 +198,7 @@ class _Training:
                     if validation < best_validation:
                         best_step, best_validation = step, validation
                         best = self.soft_prompt.embeddings.detach().clone()
-                    improved = validation < reference - config.min_improvement * abs(reference)
+                    improved = validation < reference - needed
                     reference, stale = (validation, 0) if improved else (reference, stale + 1)
                 _record(history, step, loss, terms, validation)
                 bar.update()
