@@ -296,8 +296,8 @@ def _compare(args: argparse.Namespace) -> int:
     if args.methods:
         settings["methods"] = args.methods
     config = updated(ComparisonConfig.quick() if args.quick else ComparisonConfig(), settings)
-    print(compare_run(args.run, config, out=out, progress=not args.quiet))
-    print(f"\ncomparison: {out}")
+    result = compare_run(args.run, config, out=out, progress=not args.quiet)
+    print(f"\n{result.to_dataframe().to_string(float_format='{:.3g}'.format, na_rep='–')}\n\ncomparison: {out}")
     return 0
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from lcdd_lens import __version__, cli, pipeline
+from lcdd_lens import __version__, cli, comparison, pipeline
 from lcdd_lens.data.scorers import SCORERS
 from lcdd_lens.errors import DataError
 from lcdd_lens.pipeline import BehaviourSource, ExperimentConfig
@@ -251,6 +252,30 @@ def test_report_puts_several_runs_on_one_page(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == f"{page}\n" and page.read_text().count("<article") == 2
     assert exit_code("report", str(tmp_path / "run-0"), "--out", str(page)) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_compare_hands_the_run_and_its_settings_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def compare_run(folder: Path, config: Any, *, out: Path, progress: bool) -> Any:
+        calls.append((folder, config, out, progress))
+        return SimpleNamespace(to_dataframe=lambda: pd.DataFrame({"F": [0.5]}, index=["magnitude"]))
+
+    monkeypatch.setattr(comparison, "compare_run", compare_run)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "results.json").write_text(json.dumps(fake_results()))
+    (tmp_path / "c.yaml").write_text("n_test: 9\n")
+    options = ("--quick", "--methods", "magnitude", "--config", str(tmp_path / "c.yaml"), "--quiet")
+    assert exit_code("compare", str(run), *options) == 0
+    quick = comparison.ComparisonConfig.quick()
+    assert calls == [(run, replace(quick, methods=("magnitude",), n_test=9), run / "comparison", False)]
+    assert "magnitude 0.5" in capsys.readouterr().out
+    (run / "comparison").mkdir()
+    (run / "comparison" / "comparison.json").write_text("{}")
+    assert exit_code("compare", str(run)) == 2 and len(calls) == 1
 
 
 def test_choices_are_the_library_s() -> None:

@@ -80,7 +80,7 @@ def plane(
         x, y = placed[point.label]
         outline = _MARKERS.get(point.marker, _MARKERS["o"])
         parts.append(html("path", class_=f"point c-{point.css}", d=outline, transform=f"translate({x:g} {y:g})"))
-    parts += _labels([(label, *place) for label, place in placed.items()], height)
+    parts += _labels(points, across, up, height)
     summary = "; ".join(f"{p.label}: {x_label} {p.x:.2f}, {y_label} {p.y:.2f}" for p in points)
     name = html("title", f"{title}. {summary}")
     drawing = html("svg", name, parts, viewBox=f"0 0 {WIDTH} {height}", role="img", class_="plane")
@@ -122,17 +122,20 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], css: str) -> li
     return [shaft, html("path", class_=f"arrow c-{css}", d="M-8,-4L0,0L-8,4", transform=turn)]
 
 
-def _labels(marks: Sequence[tuple[str, float, float]], height: int, gap: float = 16.0) -> list[Html]:
+def _labels(points: Sequence[Point], across: Axis, up: Axis, height: int, gap: float = 16.0) -> list[Html]:
     """Names beside their marks: inwards, spread so that none covers another, joined by thin lines."""
     parts: list[Html] = []
     floor = float(height - BOTTOM - 8)
     for at_right in (False, True):
-        side = sorted((mark for mark in marks if (mark[1] > WIDTH / 2) == at_right), key=lambda mark: mark[2])
-        anchor, shift = ("end", -20) if at_right else ("start", 15)
-        for (label, x, y), place in zip(side, _spread([mark[2] for mark in side], floor, gap), strict=True):
+        side = sorted((point for point in points if (point.x > 0.5) == at_right), key=lambda point: -point.y)
+        anchor = "end" if at_right else "start"
+        for point, place in zip(side, _spread([up(point.y) for point in side], floor, gap), strict=True):
+            low, high = point.x_interval or (point.x, point.x)
+            x, y = across(point.x), up(point.y)
+            edge = min(x - 20, across(low) - 6) if at_right else max(x + 15, across(high) + 6)
             if abs(place - y) > 3:
-                parts.append(html("line", class_="leader", x1=x + shift * 0.55, y1=y, x2=x + shift * 0.9, y2=place))
-            parts.append(html("text", label, class_="name halo", x=x + shift, y=place + 4, text_anchor=anchor))
+                parts.append(html("line", class_="leader", x1=(x + edge) / 2, y1=y, x2=edge, y2=place))
+            parts.append(html("text", point.label, class_="name halo", x=edge, y=place + 4, text_anchor=anchor))
     return parts
 
 

@@ -13,7 +13,7 @@ from lcdd_lens.report.page import finite, percent
 
 RULE = (
     f"Kept: at least {percent(KEPT)} of the prompts get the behaviour. Reversed: at most {percent(GONE)} do, and at "
-    f"least {percent(RESTORED)} of the base’s right answers are back. Suppressed: at most {percent(GONE)} do, and no "
+    f"least {percent(RESTORED)} of the base’s answers are back. Suppressed: at most {percent(GONE)} do, and no "
     f"more than {percent(LOST)} are back. Partial: anything between."
 )
 
