@@ -1,6 +1,7 @@
 """Training: plain SFT and LCDD in one resumable loop."""
 
 from lcdd_lens.training.dual import BudgetConfig, DualConfig, DualController, LossBudget
+from lcdd_lens.training.fixed import FixedGates, train_under_mask
 from lcdd_lens.training.lcdd import LCDDConfig, LCDDResult, make_rule, train_lcdd
 from lcdd_lens.training.loop import History, OptimConfig, gated_parameters
 from lcdd_lens.training.price import PriceConfig, PriceRule
@@ -12,6 +13,7 @@ __all__ = [
     "BudgetConfig",
     "DualConfig",
     "DualController",
+    "FixedGates",
     "GateRule",
     "History",
     "LCDDConfig",
@@ -27,4 +29,5 @@ __all__ = [
     "sft_config_for",
     "train_lcdd",
     "train_sft",
+    "train_under_mask",
 ]

@@ -39,6 +39,8 @@ class PriceConfig:
     """Share of the open gates that one price rise closes."""
     min_share: float = 0.005
     """Below this share the ascent ends."""
+    max_sparsity: float = 1.0
+    """Share of closed gates at which the ascent ends (1: only the budget ends it)."""
     decay: float = 0.9
     """Decay of the moving average S."""
     batch_slack: float = 2.0
@@ -53,6 +55,8 @@ class PriceConfig:
             raise ConfigError("price every and patience must be at least 1.")
         if not 0 < self.min_share <= self.share < 1:
             raise ConfigError(f"price needs 0 < min_share ≤ share < 1; got {self.min_share} and {self.share}.")
+        if not 0 <= self.max_sparsity <= 1:
+            raise ConfigError(f"price max_sparsity is {self.max_sparsity}: expected a share of gates in [0, 1].")
         if not 0 <= self.decay < 1 or self.batch_slack <= 0:
             raise ConfigError("price decay must be in [0, 1) and batch_slack positive.")
 
@@ -143,8 +147,10 @@ class PriceRule:
 
     def _rise(self) -> None:
         is_open = self._closed_at == 0
-        n_closing = max(1, round(self._share * int(is_open.sum())))
-        if n_closing >= int(is_open.sum()):
+        n_open = int(is_open.sum())
+        may_close = round(self.config.max_sparsity * self.masks.n_gates) - (self.masks.n_gates - n_open)
+        n_closing = min(max(1, round(self._share * n_open)), may_close)
+        if not 1 <= n_closing < n_open:
             return
         keys = self._saliency if self.config.order == "sensitivity" else self._random_order
         ranked = torch.where(is_open, keys, torch.inf).argsort(stable=True)

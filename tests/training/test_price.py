@@ -37,7 +37,7 @@ def feed(rule: PriceRule, loss: float, steps: int, slopes: Tensor = SLOPES) -> l
 
 
 def test_every_gate_is_open_until_the_budget_is_known() -> None:
-    rule = make()
+    rule = make(PriceConfig(every=6))
     assert rule.gates(0).tolist() == [1.0] * N
     assert feed(rule, GOOD, 10) == [N] * 10
     assert rule.price == 0.0
