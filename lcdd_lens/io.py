@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, TypeVar
 
 import torch
@@ -50,8 +51,8 @@ def write_json_atomic(path: Path, content: Any) -> None:
     write_text_atomic(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, expected: type[T]) -> T:
-    """Read JSON and check it against a type (usually a ``TypedDict``).
+def read_json(path: Path, expected: type[T] | GenericAlias) -> T:
+    """Read JSON and check it against a type: a ``TypedDict``, or for example ``dict[str, Any]``.
 
     Raises:
         ArtefactError: the file is missing, is not JSON, or does not have the expected fields.
@@ -74,7 +75,7 @@ def write_sealed_json(path: Path, record: Mapping[str, Any]) -> None:
     write_json_atomic(path, {**record, "record_sha256": record_digest(record)})
 
 
-def read_sealed_json(path: Path, expected: type[T], schema: int) -> T:
+def read_sealed_json(path: Path, expected: type[T] | GenericAlias, schema: int) -> T:
     """Read what :func:`write_sealed_json` wrote.
 
     The version is judged before the fields, because a newer version may have others.

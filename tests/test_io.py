@@ -96,6 +96,13 @@ def test_json_is_checked_to_the_last_item(tmp_path: Path) -> None:
         read_json(path, Record)
 
 
+def test_a_type_may_have_parameters(tmp_path: Path) -> None:
+    write_json_atomic(tmp_path / "f.json", {"a": 1})
+    assert read_json(tmp_path / "f.json", dict[str, int]) == {"a": 1}
+    with pytest.raises(ArtefactError, match="fields of dict"):
+        read_json(tmp_path / "f.json", dict[str, str])
+
+
 def test_unreadable_json_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     with pytest.raises(ArtefactError, match="does not exist"):
