@@ -27,6 +27,20 @@ METHODS = (
     "mask_only_ce_hard_concrete",
 )
 """Every method that ranks all channels without a reference."""
+_AT_LEAST_ONE = (
+    "n_discovery",
+    "n_test",
+    "activation_steps",
+    "weight_steps",
+    "mask_steps",
+    "random_draws",
+    "oracle_top",
+    "completeness_draws",
+    "minimality_sample",
+    "max_new_tokens",
+    "batch_size",
+    "n_resamples",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,8 @@ class ComparisonConfig:
     rates: bool = True
     """Decode replies at the carrier's size and measure the behaviour rate."""
     reversal_methods: tuple[str, ...] = (CARRIER, "weight_integrated_gradients", "attribution_patching", "magnitude")
-    """Whose channels SFT-Eraser matches on the LCDD model, and whose mask is imposed and retrained; empty: neither."""
+    """Whose channels SFT-Eraser matches on the LCDD model, and whose mask is imposed and retrained, as far as they are
+    compared; empty: neither."""
     retrain_steps: int = 150
     """Weight updates under an imposed mask; 0: no retraining."""
     retrain_lr: float = 5e-4
@@ -82,12 +97,11 @@ class ComparisonConfig:
         unknown = [name for name in self.methods if name not in known_methods()]
         if unknown or not self.methods:
             raise ConfigError(f"unknown attribution methods {unknown}: expected some of {', '.join(known_methods())}.")
-        strangers = [name for name in self.reversal_methods if name not in (CARRIER, *self.methods)]
+        strangers = [name for name in self.reversal_methods if name not in (CARRIER, *known_methods())]
         if strangers:
-            raise ConfigError(f"reversal_methods {strangers} are not compared: expected {CARRIER} or one of methods.")
-        at_least_one = ("n_discovery", "n_test", "activation_steps", "weight_steps", "mask_steps", "random_draws")
-        at_least_one += ("oracle_top", "completeness_draws", "minimality_sample", "max_new_tokens", "batch_size")
-        for name in (*at_least_one, "n_resamples"):
+            known = ", ".join((CARRIER, *known_methods()))
+            raise ConfigError(f"unknown reversal_methods {strangers}: expected some of {known}.")
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected at least 1.")
         for name in ("random_draws_lcdd", "oracle_sample", "retrain_steps", "retrain_pull", "seed"):

@@ -10,7 +10,7 @@ comparison/       what is written here: comparison.json, comparison.html, scores
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lcdd_lens.comparison.config import ComparisonConfig
 from lcdd_lens.comparison.material import LcddWeights, Material
 from lcdd_lens.comparison.result import ComparisonResult
 from lcdd_lens.comparison.study import compare
+from lcdd_lens.configuration import build
 from lcdd_lens.data import Behaviour
 from lcdd_lens.errors import ArtefactError
 from lcdd_lens.io import read_json
@@ -60,8 +61,7 @@ def read_run(folder: str | Path) -> RunFiles:
     config = results.get("config", {})
     if not isinstance(config.get("base"), str) or not isinstance(config.get("behaviour"), dict):
         raise ArtefactError(f"{folder / 'results.json'} names no base model and behaviour: expected a finished run.")
-    known = {field.name for field in fields(BehaviourSource)}
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in config["behaviour"].items() if key in known}
+    source = build(BehaviourSource, config["behaviour"], "behaviour")
     seed = int(results.get("seed", 0))
     dtype, device = getattr(torch, config.get("dtype", "float32")), config.get("device", "cpu")
     pair = load_pair(config["base"], folder / "sft", reset_ungated=True, dtype=dtype, device=device)
@@ -70,7 +70,7 @@ def read_run(folder: str | Path) -> RunFiles:
     return RunFiles(
         config["base"],
         seed,
-        make_behaviour(BehaviourSource(**given), seed),
+        make_behaviour(source, seed),
         pair.base,
         pair.sft,
         carrier,
@@ -121,7 +121,7 @@ def compare_run(
     finally:
         material.routed.detach()
     result.save(target)
-    # result.write_report(target / "comparison.html")
+    result.write_report(target / "comparison.html")
     return result
 
 

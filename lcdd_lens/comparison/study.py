@@ -241,11 +241,11 @@ class _Study:
         differences = []
         for name in others:
             apart = recoveries[name].resampled - recoveries[CARRIER].resampled
-            difference = recoveries[name].value - recoveries[CARRIER].value
-            differences.append(self.anchors.bootstrap.difference(difference, apart))
+            gap = recoveries[name].value - recoveries[CARRIER].value
+            differences.append(self.anchors.bootstrap.difference(gap, apart))
         adjusted_p = holm([difference.p_value for difference in differences])
-        for name, difference, adjusted in zip(others, differences, adjusted_p, strict=True):
-            judged[name]["against_carrier"] = {**asdict(difference), "holm": adjusted}
+        for name, measured, adjusted in zip(others, differences, adjusted_p, strict=True):
+            judged[name]["against_carrier"] = {**asdict(measured), "holm": adjusted}
 
     # -- the carrier's own tests
 
@@ -296,7 +296,7 @@ class _Study:
         oracle: dict[str, Any] = {"n_selected": sum(len(index) for index in selection.values()), "methods": {}}
         exact = {}
         for direction in ("necessity", "sufficiency"):
-            method = ExactPatching(direction, selection)  # type: ignore[arg-type]
+            method = ExactPatching(direction, selection)
             exact[direction] = attribute(method, self.discovery, progress=self.progress)
             oracle[f"{direction}_cost"] = exact[direction].cost
         for name, found in scores.items():
@@ -371,18 +371,19 @@ class _Study:
         material, config = self.material, self.config
         if not config.reversal_methods:
             return {}
+        compared = [name for name in config.reversal_methods if name in sets]
         found: dict[str, Any] = {"matched": {}, "retrained": {}}
         if material.lcdd_weights is not None:
             with self.routed.with_weights(material.lcdd_weights), self.routed.using(self.carrier.flags().float()):
                 before = self._replies(None)
-                for name in (*config.reversal_methods, "none"):
+                for name in (*compared, "none"):
                     flags = None if name == "none" else sets[name]
                     found["matched"][name] = self._reversed(flags, before)
         if config.retrain_steps:
             random_flags = torch.zeros(self.routed.n_gates, dtype=torch.bool)
             numbers = RandomOrder("site", self.carrier.channels, config.seed).draw(self.routed)
             random_flags[numbers.argsort(descending=True)[: self.size]] = True
-            imposed = {name: sets[name] for name in config.reversal_methods} | {"random_site": random_flags}
+            imposed = {name: sets[name] for name in compared} | {"random_site": random_flags}
             for name, flags in imposed.items():
                 weights = retrain_under_mask(material, flags, config, progress=self.progress)
                 with self.routed.with_weights(weights), self.routed.using(flags.float()):
