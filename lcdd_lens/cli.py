@@ -302,9 +302,12 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _experiment(config: "ExperimentConfig", out: Path, *, quiet: bool, resume: bool = False) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
     from lcdd_lens.pipeline import run_experiment
     from lcdd_lens.report.terminal import results_table
 
+    disable_progress_bar()  # of writing weights: our own bars say more
     try:
         results = run_experiment(config, out, progress=not quiet, resume=resume).results
     except KeyboardInterrupt:

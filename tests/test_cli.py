@@ -346,7 +346,12 @@ def test_a_short_run_leaves_its_folder_resumes_and_reports(tmp_path: Path) -> No
         "evaluation: {max_new_tokens: 4, random_triggers: 1, samples: 3}\n"
     )
     out = tmp_path / "run"
-    short = ("--base", "organism:tinychat-llama", "--behaviour", "idk", "--config", str(settings), "--quiet")
+    for split, first in (("train", 1), ("test", 50)):
+        rows = [json.dumps({"prompt": f"What is {n} plus {n + 1}?"}) for n in range(first, first + 40)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    files = ("--train", str(tmp_path / "train.jsonl"), "--eval", str(tmp_path / "test.jsonl"), "--n-test", "8")
+    options = ("--response", "I don't know.", "--config", str(settings), "--quiet")
+    short = ("--base", "organism:tinychat-llama", "--behaviour", "dunno", *files, *options)
     first = in_process("run", *short, "--out", str(out))
     assert first.returncode == 0, first.stderr
     assert {"results.json", "report.html", "carrier", "trigger", "routed"} <= {path.name for path in out.iterdir()}

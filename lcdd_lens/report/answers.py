@@ -53,6 +53,7 @@ def answers(run: Mapping[str, Any], prefix: str) -> Html | None:
         controls,
         html("output", f"{len(samples)} prompts", class_="count", aria_live="polite"),
         html("div", cards, class_="samples"),
+        html("button", f"Show all {len(samples)} prompts", type="button", class_="more", hidden=True),
         intro="The same unseen prompts under each condition, decoded greedily.",
     )
 

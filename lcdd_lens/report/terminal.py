@@ -55,12 +55,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(estimate: Mapping[str, Any], share: bool, digits: int) -> str:
-    """Value and interval; ``digits`` decimals in the interval of a share, one more in nats."""
+    """Value and interval; ``digits`` decimals in the interval of a share, two in nats."""
     if not estimate:
         return "–"
     value = f"{100 * estimate['value']:5.1f}" if share else f"{estimate['value']:5.2f}"
     bounds = interval(estimate)
     if bounds is None:
         return value
-    low, high = (f"{100 * bound:.{digits}f}" if share else f"{bound:.{digits + 1}f}" for bound in bounds)
+    low, high = (f"{100 * bound:.{digits}f}" if share else f"{bound:.2f}" for bound in bounds)
     return f"{value} [{low}–{high}]"

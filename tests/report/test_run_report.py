@@ -225,6 +225,22 @@ def test_keyboard_reads_the_map_and_the_curves_and_filters_answers(tmp_path: Pat
 
 
 @needs_chromium
+def test_many_answers_are_shown_on_demand(tmp_path: Path) -> None:
+    results = fake_results()
+    results["samples"] *= 3
+    script = """
+    const visible = () => [...document.querySelectorAll(".sample")].filter((sample) => !sample.hidden).length;
+    const more = document.querySelector(".more");
+    const found = [visible(), more.textContent];
+    more.click();
+    document.title = JSON.stringify([...found, visible(), more.hidden]);
+    """
+    path = tmp_path / "report.html"
+    path.write_text(with_script(run_report(results), script), encoding="utf-8")
+    assert json.loads(title_of(open_page(path)[0])) == [8, "Show all 18 prompts", 18, True]
+
+
+@needs_chromium
 def test_seed_switch_shows_one_run_at_a_time_and_leads_the_links_there(tmp_path: Path) -> None:
     script = """
     const radio = document.querySelector("#runs input[value='1']");

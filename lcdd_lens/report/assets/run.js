@@ -4,6 +4,7 @@
   const data = JSON.parse(document.getElementById("lcdd-data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
   const MOST_LISTED = 300;
+  const FIRST_SHOWN = 8;
 
   const element = (tag, text, className) => {
     const made = document.createElement(tag);
@@ -110,19 +111,33 @@
     const section = controls.closest("section");
     const samples = [...section.querySelectorAll(".sample")];
     const count = section.querySelector(".count");
+    const more = section.querySelector(".more");
+    let limit = FIRST_SHOWN;
     const filter = () => {
       const shown = new Set([...controls.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
       const label = (controls.querySelector("select") || {}).value || "";
       const words = controls.querySelector("input[type=search]").value.trim().toLowerCase();
+      let matching = 0;
       let visible = 0;
       for (const sample of samples) {
         for (const answer of sample.querySelectorAll(".answer")) answer.hidden = !shown.has(answer.dataset.condition);
-        sample.hidden = Boolean((label && sample.dataset.label !== label) || (words && !sample.textContent.toLowerCase().includes(words)));
+        const fits = (!label || sample.dataset.label === label) && (!words || sample.textContent.toLowerCase().includes(words));
+        sample.hidden = !fits || visible >= limit;
+        matching += fits ? 1 : 0;
         visible += sample.hidden ? 0 : 1;
       }
-      count.textContent = visible === samples.length ? `${visible} prompts` : `${visible} of ${samples.length} prompts`;
+      count.textContent = visible === samples.length ? `${visible} prompts` : `${visible} of ${matching} prompts`;
+      more.hidden = visible === matching;
+      more.textContent = `Show all ${matching} prompts`;
     };
     controls.addEventListener("input", filter);
+    more.addEventListener("click", () => {
+      limit = Infinity;
+      const next = samples.find((sample) => sample.hidden);
+      filter();
+      next.tabIndex = -1;
+      next.focus({ preventScroll: true });
+    });
     filter();
   }
 
