@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -360,9 +360,31 @@ def _run_config(args: argparse.Namespace) -> "ExperimentConfig":
             raise ConfigError(f"{option} is missing: give it as an option or in the --config file.")
     stages = {name: settings.pop(name) for name in _STAGES if settings.get(name) is not None}
     config = build(ExperimentConfig, settings)
+    _refuse_ignored(config)
+    _require_device(config.device)
     if args.max_new_tokens is not None:
         config = replace(config, evaluation=replace(config.evaluation, max_new_tokens=args.max_new_tokens))
     return updated(_sized(config), stages) if stages else config
+
+
+def _refuse_ignored(config: "ExperimentConfig") -> None:
+    """An embedded behaviour brings prompts and scorer of its own: options about files would do nothing."""
+    source = config.behaviour
+    ignored = [f.name for f in fields(source) if f.name != "name" and getattr(source, f.name) != f.default]
+    if source.train is None and source.eval is None and ignored:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        raise ConfigError(f"{names} needs --train and --eval: without files '{source.name}' is an embedded behaviour.")
+
+
+def _require_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"the device '{name}' is unknown: expected cpu, cuda, cuda:1 or the like.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"the device '{name}' is not available here: PyTorch finds no CUDA GPU. Use --device cpu.")
 
 
 def _sized(config: "ExperimentConfig") -> "ExperimentConfig":

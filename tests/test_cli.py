@@ -109,12 +109,12 @@ def test_words_are_the_phrases_of_the_archaic_scorer(experiment: Recorder) -> No
 
 def test_options_have_precedence_over_the_file(experiment: Recorder, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
-        "base: from-file\nseed: 5\nbehaviour: {name: filed, scorer: refusal, n_test: 9}\nevaluation: {samples: 2}\n"
+        "base: from-file\nseed: 5\nbehaviour: {name: filed, train: t, eval: e, n_test: 9}\nevaluation: {samples: 2}\n"
     )
     assert exit_code("run", "--config", "c.yaml", "--out", "o", "--seed", "6", "--behaviour", "mine") == 0
     config = experiment.config
     assert (config.base, config.seed, config.evaluation.samples) == ("from-file", 6, 2)
-    assert config.behaviour == BehaviourSource("mine", scorer="refusal", n_test=9)
+    assert config.behaviour == BehaviourSource("mine", "t", "e", n_test=9)
 
 
 def test_a_behaviour_in_the_file_may_be_a_name(experiment: Recorder, tmp_path: Path) -> None:
@@ -177,6 +177,11 @@ def test_resume_takes_no_other_setting(experiment: Recorder, capsys: pytest.Capt
         ((*MINE, "--n-test", "0"), "'0' is not a whole number of at least 1"),
         ((*MINE, "--scorer", "nice"), "invalid choice: 'nice'"),
         ((*MINE, "--config", "none.yaml"), "none.yaml cannot be read"),
+        ((*MINE, "--device", "tpu9"), "the device 'tpu9' is unknown"),
+        (
+            ("run", "--base", "b", "--behaviour", "idk", "--out", "o", "--n-test", "3", "--scorer", "refusal"),
+            "--scorer, --n-test needs --train and --eval",
+        ),
         (("report", "nowhere", "--out", "p.html"), "cannot be read"),
         (("compare", "nowhere", "--out", "c"), "cannot be read"),
     ],
