@@ -81,7 +81,7 @@ def identity_between(first: Sequence[Carrier], second: Sequence[Carrier]) -> Ide
 def identity_by_kind(carriers: Sequence[Carrier]) -> dict[str, Identity]:
     """Agreement within every kind of site (attn_read, ffn_hidden, …) in which some carrier has an open channel."""
     kinds = dict.fromkeys(site.kind for site in carriers[0].sites) if carriers else {}
-    found = {}
+    found: dict[str, Identity] = {}
     for kind in kinds:
         chosen = [restricted(carrier, kind) for carrier in carriers]
         if any(carrier.n_open for carrier in chosen):
