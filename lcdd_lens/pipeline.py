@@ -76,6 +76,14 @@ class BehaviourSource:
     n_test: int | None = None
     """Test prompts to draw; None: all."""
 
+    def __post_init__(self) -> None:
+        if (self.train is None) != (self.eval is None):
+            raise ConfigError("train and eval belong together: give both files, or neither for an embedded behaviour.")
+        settings = ("validation", "phrases", "response", "target_labels", "n_train", "n_test")
+        given = [name for name in settings if getattr(self, name)]
+        if self.train is None and given:
+            raise ConfigError(f"{', '.join(given)} need train and eval files: embedded behaviours bring their own.")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -392,14 +400,11 @@ def make_behaviour(source: BehaviourSource, seed: int) -> Behaviour:
 
     Raises:
         DataError: unknown behaviour, or unusable files.
-        ConfigError: only one of ``train`` and ``eval`` is given.
     """
     from lcdd_lens.data import ChatFormat, scorer_by_name
 
-    if source.train is None and source.eval is None:
-        return embedded_behaviour(source.name, seed=seed)
     if source.train is None or source.eval is None:
-        raise ConfigError("train and eval belong together: give both files, or neither for an embedded behaviour.")
+        return embedded_behaviour(source.name, seed=seed)
     return Behaviour.from_jsonl(
         source.name,
         source.train,
@@ -456,6 +461,7 @@ def _carrier_results(found: LCDDResult) -> dict[str, Any]:
         "sparsity": carrier.sparsity,
         "n_open": carrier.n_open,
         "n_gates": carrier.n_gates,
+        "dimensions": dict(carrier.dimensions),
         "budget": {"epsilon": found.epsilon, "final_loss": found.final_loss, "kept": found.budget_kept},
         "sites": {
             site.hook_name: {

@@ -98,7 +98,7 @@ class EraserConfig:
 
         A long soft prompt is out of distribution for a small model: it suppresses the behaviour without bringing the
         base's answers back. Length, steps and learning rate therefore go geometrically from what works at d_model 128
-        (1 token, at most 60 steps, 0.01) to the paper's values at d_model 1024 (20 tokens, 2,000 steps, 0.003), its
+        (1 token, at most 300 steps, 0.01) to the paper's values at d_model 1024 (20 tokens, 2,000 steps, 0.003), its
         smallest model (:mod:`lcdd_lens.sizes`). Matching weighs 0.1 to 1: on tiny models its mean square starts a
         hundred times above the KL and would have the first steps to itself. The norm bound replaces the norm term, and
         training stops at the first evaluation that gains less than 2 % of the validation objective's start value.
@@ -108,7 +108,7 @@ class EraserConfig:
         return replace(
             paper,
             n_tokens=round(between(1.0, float(paper.n_tokens), width)),
-            steps=round(between(60.0, float(paper.steps), width)),
+            steps=round(between(300.0, float(paper.steps), width)),
             lr=between(0.01, paper.lr, width),
             w_match=between(0.1, paper.w_match, width),
             w_norm=0.0,

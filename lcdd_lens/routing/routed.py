@@ -25,7 +25,11 @@ from lcdd_lens.routing.masks import Channels, RoutingMasks, SiteLayout
 
 
 class _GateDelta(torch.autograd.Function):
-    """W_B + (row ⊗ column) ⊙ (W − W_B), exact at gates 0 and 1; keeps no outer product for the backward pass."""
+    """W_B + (row ⊗ column) ⊙ (W − W_B), exact at gates 0 and 1; keeps no outer product for the backward pass.
+
+    Where all gates of a weight are open, or all of its rows or columns closed (most weights of a sparse carrier), W or
+    W_B itself is the result, and the parts of the gradient that are zero are not computed.
+    """
 
     @staticmethod
     def forward(
@@ -39,7 +43,14 @@ class _GateDelta(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, base, row, column)
         ctx.axes = (row_axis, column_axis)
-        row_factor, column_factor = _factors(weight, (row, column), (row_axis, column_axis))
+        gates = (row, column)
+        ctx.all_open = all(gate is None or bool((gate == 1).all()) for gate in gates)
+        ctx.closed = tuple(gate is not None and not bool(gate.any()) for gate in gates)
+        if ctx.all_open:
+            return weight.view_as(weight)
+        if any(ctx.closed):
+            return base.view_as(base)
+        row_factor, column_factor = _factors(weight, gates, ctx.axes)
         # lerp gives W_B exactly at 0 and W exactly at 1; W_B + 1·(W − W_B) would not.
         return torch.lerp(base, weight, row_factor * column_factor)
 
@@ -49,16 +60,26 @@ class _GateDelta(torch.autograd.Function):
         grad = grad_outputs[0]
         weight, base, row, column = ctx.saved_tensors
         row_axis, column_axis = ctx.axes
+        row_closed, column_closed = ctx.closed
         row_factor, column_factor = _factors(weight, (row, column), ctx.axes)
         needs_weight, _, needs_row, needs_column, _, _ = ctx.needs_input_grad
-        grad_weight = grad * (row_factor * column_factor) if needs_weight else None
-        grad_row = grad_column = None
-        if needs_row or needs_column:
-            slope = grad * (weight - base)
-            if needs_row:
-                grad_row = row_axis.sum_to_channels((slope * column_factor).to(row.dtype))
-            if needs_column:
-                grad_column = column_axis.sum_to_channels((slope * row_factor).to(column.dtype))
+        grad_weight = None
+        if needs_weight:
+            if row_closed or column_closed:
+                grad_weight = torch.zeros_like(grad)
+            else:
+                grad_weight = grad if ctx.all_open else grad.mul(row_factor).mul_(column_factor)
+        # A gate's slope passes through the partner gates: with all of those closed it is zero.
+        grad_row = torch.zeros_like(row) if needs_row else None
+        grad_column = torch.zeros_like(column) if needs_column else None
+        moves_row, moves_column = needs_row and not column_closed, needs_column and not row_closed
+        if moves_row or moves_column:
+            slope = torch.sub(weight, base).mul_(grad)
+            if moves_row:
+                grad_row = row_axis.sum_to_channels(_weighted_sum(slope, column_factor, row_factor)).to(row.dtype)
+            if moves_column:
+                weighted = _weighted_sum(slope, row_factor, column_factor)
+                grad_column = column_axis.sum_to_channels(weighted).to(column.dtype)
         return grad_weight, None, grad_row, grad_column, None, None
 
 
@@ -71,6 +92,17 @@ def _factors(
         for gate, axis in zip(gates, axes, strict=True)
     )
     return row, column
+
+
+def _weighted_sum(values: Tensor, factor: Tensor, kept: Tensor) -> Tensor:
+    """Σ values · factor over the axes that ``kept`` does not have, as one contraction; summed axes keep length 1."""
+    if factor.numel() == 1:
+        return values * factor
+    letters = "abcdefgh"[: values.ndim]
+    summed_with = "".join(letter for letter, size in zip(letters, factor.shape, strict=True) if size != 1)
+    result = "".join(letter for letter, size in zip(letters, kept.shape, strict=True) if size != 1)
+    contracted = torch.einsum(f"{letters},{summed_with}->{result}", values, factor.squeeze())
+    return contracted.reshape(kept.shape)
 
 
 class GatedDelta(nn.Module):

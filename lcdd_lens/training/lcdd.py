@@ -65,6 +65,8 @@ class LCDDConfig:
             raise ConfigError(f"unknown LCDD rule {self.rule!r}: expected 'price' or 'penalty'.")
         if self.mask_lr <= 0 or self.init_std < 0:
             raise ConfigError("mask_lr must be positive and init_std not negative.")
+        if self.settle_steps < 0 or (self.stall_steps is not None and self.stall_steps < 1):
+            raise ConfigError("settle_steps must not be negative, and stall_steps must be at least 1 or None.")
         make_estimator(self.estimator)
         if self.budget.warmup_steps + self.settle_steps > self.optim.steps:
             raise ConfigError(

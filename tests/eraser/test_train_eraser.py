@@ -398,10 +398,10 @@ def test_settings_grow_with_the_model_from_one_token_to_the_papers_twenty() -> N
 
     small, middle, large = for_width(64), for_width(512), for_width(1024)
     assert small == for_width(128)
-    assert (small.n_tokens, small.steps, small.lr, small.eval_every) == (1, 60, pytest.approx(0.01), 5)
+    assert (small.n_tokens, small.steps, small.lr, small.eval_every) == (1, 300, pytest.approx(0.01), 5)
     assert (large.n_tokens, large.steps, large.lr, large.eval_every) == (20, 2000, pytest.approx(3e-3), 50)
     assert 1 < middle.n_tokens < 20
-    assert 60 < middle.steps < 2000
+    assert 300 < middle.steps < 2000
 
 
 @pytest.mark.parametrize(
