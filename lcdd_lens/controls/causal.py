@@ -4,8 +4,7 @@
 
 LCDD moves weights as well as gates, so a carrier can be sufficient because the weights were trained to make it so; on
 SFT's weights the same gates are judged as a post-hoc circuit would be. LCDD's weights are the raw ones, before the
-gates are merged in: closed gates there keep deltas, and opening all but the carrier is a test that can fail. (METHOD,
-section 7; the paper claims necessity from the routed model alone.)
+gates are merged in: closed gates there keep deltas, and opening all but the carrier is a test that can fail. (Ours.)
 """
 
 from dataclasses import dataclass

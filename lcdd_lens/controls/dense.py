@@ -22,8 +22,7 @@ def matched_sft(bench: Bench, tolerance: float = 0.25, max_runs: int = 3) -> Out
     """Is a small weight change enough, without any gate?
 
     LCDD's own training with every gate held open,  min_W L(W) + c·‖W − W_B‖²,  and the pull c moved by
-    c ← c·(‖Δ‖/‖Δ_LCDD‖)² until ‖Δ‖ is LCDD's within the tolerance; the closest run is kept. (FINDINGS, what the paper
-    does not show, 2.)
+    c ← c·(‖Δ‖/‖Δ_LCDD‖)² until ‖Δ‖ is LCDD's within the tolerance; the closest run is kept. (Ours.)
 
     Args:
         bench: the experiment.
@@ -48,7 +47,7 @@ def matched_sft(bench: Bench, tolerance: float = 0.25, max_runs: int = 3) -> Out
 def longer_sft(bench: Bench) -> Outcome:
     """Is it only that LCDD trains on for longer?
 
-    LCDD's optimiser and steps on the fine-tuned weights, every gate open, no pull. (FINDINGS, 2.)
+    LCDD's optimiser and steps on the fine-tuned weights, every gate open, no pull. (Ours.)
     """
     routed, history = _without_gates(bench, replace(bench.lcdd.optim, pull=0.0))
     return dense_outcome(bench, "longer_sft", routed.merged(), {"loss": history["ema"][-1]})
@@ -58,7 +57,7 @@ def early_stopped_sft(bench: Bench) -> Outcome:
     """Is it only that LCDD fits the behaviour less closely than plain fine-tuning does?
 
     Plain SFT at a constant rate, ended at the first step whose batch loss, averaged over the steps around it, is LCDD's
-    final loss or less. (FINDINGS, 2: such a model is not reversed.)
+    final loss or less. (Ours.)
     """
     whole = replace(bench.sft_training, decay_steps=0)
     history = train_sft(bench.new_base(), bench.train, whole, pad_id=bench.pad_id, progress=bench.progress)
@@ -73,7 +72,7 @@ def early_stopped_sft(bench: Bench) -> Outcome:
 def gentle_sft(bench: Bench, slower: float = 0.1, longer: int = 4) -> Outcome:
     """Does a low learning rate alone make fine-tuning reversible?
 
-    Plain SFT at a tenth of the rate for four times the steps. (FINDINGS, 2: half of it.)
+    Plain SFT at a tenth of the rate for four times the steps. (Ours.)
 
     Args:
         bench: the experiment.

@@ -22,8 +22,7 @@ RETRAINING = 0.4  # share of LCDD's steps that weights train on for under an imp
 def own_mask(bench: Bench) -> Outcome:
     """Does the carrier hold the behaviour when the weights start again from plain fine-tuning?
 
-    min_W L(W(m)) from W_SFT with m the carrier's gates: what the imposed masks below are compared with. (FINDINGS, a
-    second rule: 1.0 under the own and another seed's mask.)
+    min_W L(W(m)) from W_SFT with m the carrier's gates: what the imposed masks below are compared with. (Ours.)
     """
     return imposed_mask(bench, "own_mask", bench.carrier)
 
@@ -31,7 +30,7 @@ def own_mask(bench: Bench) -> Outcome:
 def uniform_mask(bench: Bench) -> Outcome:
     """Would any channels do, if there were as many?
 
-    The same under a random mask with |m| open gates anywhere. (FINDINGS, 1.)
+    The same under a random mask with |m| open gates anywhere. (Ours.)
     """
     return imposed_mask(bench, "uniform_mask", random_carrier(bench.carrier, stratified=False, seed=bench.seed))
 
@@ -39,7 +38,7 @@ def uniform_mask(bench: Bench) -> Outcome:
 def stratified_mask(bench: Bench) -> Outcome:
     """Would any channels do, if there were as many at every layer and site?
 
-    The same under a random mask with the carrier's count at every site. (FINDINGS: 0.565 for style.)
+    The same under a random mask with the carrier's count at every site. (Ours.)
     """
     return imposed_mask(bench, "stratified_mask", random_carrier(bench.carrier, stratified=True, seed=bench.seed))
 
@@ -47,7 +46,7 @@ def stratified_mask(bench: Bench) -> Outcome:
 def magnitude_mask(bench: Bench) -> Outcome:
     """Would the channels do that fine-tuning moved most?
 
-    The same under the |m| gates with the largest √ΣΔ² over the weight entries that they meet. (METHOD, section 7.)
+    The same under the |m| gates with the largest √ΣΔ² over the weight entries that they meet. (Ours.)
     """
     routed = bench.routed_sft()
     moved = routed.layout.join(delta_norms(routed))
@@ -85,7 +84,7 @@ def random_order(bench: Bench) -> Outcome:
     """Does LCDD's schedule need its ranking, or do gates that close in random order do as well?
 
     LCDD's own run, except that the gates of a price rise are drawn. How far it gets within the same budget is the
-    figure: random order ends less sparse, and its carrier agrees with no other seed's. (FINDINGS: 0.85-0.88.)
+    figure: random order ends less sparse, and its carrier agrees with no other seed's. (Ours.)
 
     Raises:
         ConfigError: LCDD's rule has no order to draw.
@@ -100,7 +99,7 @@ def paper_rule(bench: Bench) -> Outcome:
     """What does the paper's own rule find here?
 
     Straight-through gates moved by SGD on L + λ·Σσ(θ), θ₀ ~ N(1.5, 0.5²), no pull; λ capped at 0.3 and shrinking faster
-    than it grows, without which the behaviour is lost at this scale. (Paper, section 4; FINDINGS, settings R.)
+    than it grows, without which the behaviour is lost at this scale. (Paper, section 4.)
     """
     return other_rule(bench, "paper_rule", penalty_config(bench.lcdd))
 
@@ -109,7 +108,7 @@ def no_loss_gradient(bench: Bench) -> Outcome:
     """Does the paper's rule select by the behaviour's loss at all?
 
     The same with θ moved by the penalty alone, θ ← θ − η·λ·σ'(θ). If sparsity and reversal stay, the dice of θ₀ chose
-    the carrier. (FINDINGS, 1: they stay.)
+    the carrier. (Ours.)
     """
     return other_rule(bench, "no_loss_gradient", replace(penalty_config(bench.lcdd), use_loss_gradient=False))
 

@@ -18,8 +18,7 @@ SPARSITIES = (0.0, 0.3, 0.6, 0.8, 0.95)
 def reversal_by_sparsity(bench: Bench, sparsities: Sequence[float] = SPARSITIES) -> Outcome:
     """How sparse must a model be before its behaviour can be reversed?
 
-    One LCDD run per sparsity s, with the price ascent ended at |m| = (1 − s)·N. (FINDINGS, 6: less sparsity, less
-    reversal - there without a pull to the base.)
+    One LCDD run per sparsity s, with the price ascent ended at |m| = (1 − s)·N. (Ours.)
 
     Args:
         bench: the experiment.

@@ -17,8 +17,7 @@ MORE_STEPS = 10
 def random_channels(bench: Bench) -> Outcome:
     """Does activation matching need the carrier's channels?
 
-    LCDD's model, as many random residual channels C_l in every layer that the carrier writes to. (Paper's ablation;
-    FINDINGS, 3: it does not.)
+    LCDD's model, as many random residual channels C_l in every layer that the carrier writes to. (Paper's ablation.)
     """
     return _on_routed(bench, "routed+trigger(random)", channels="random")
 
@@ -26,7 +25,7 @@ def random_channels(bench: Bench) -> Outcome:
 def all_channels(bench: Bench) -> Outcome:
     """Does activation matching need any choice of channels?
 
-    LCDD's model, every residual channel of every layer. (FINDINGS, 3.)
+    LCDD's model, every residual channel of every layer. (Ours.)
     """
     return _on_routed(bench, "routed+trigger(all)", channels="all")
 
@@ -34,7 +33,7 @@ def all_channels(bench: Bench) -> Outcome:
 def kl_only(bench: Bench) -> Outcome:
     """Does the trigger need activation matching at all?
 
-    LCDD's model, w_match = 0. (Paper's ablation "no matching"; FINDINGS, 3.)
+    LCDD's model, w_match = 0. (Paper's ablation "no matching".)
     """
     return _on_routed(bench, "routed+trigger(kl)", channels="none", w_match=0.0)
 
@@ -53,8 +52,7 @@ def matching_only(bench: Bench) -> Outcome:
 def random_tokens(bench: Bench, draws: int = RANDOM_DRAWS) -> Outcome:
     """Would any token do in the trigger's place, on LCDD's model or on plain SFT?
 
-    As many random real tokens as the trigger has, drawn many times: the mean, and the worst draw. (FINDINGS, 7 and
-    "brittleness": on average none does, at worst one can.)
+    As many random real tokens as the trigger has, drawn many times: the mean, and the worst draw. (Ours.)
     """
     shared: dict[str, Any] = {"like": bench.trigger, "draws": draws, "seed": bench.seed + 1}
     return Outcome(
@@ -70,7 +68,7 @@ def transfer(bench: Bench) -> Outcome:
     """Does the trigger belong to the model that it was trained on?
 
     The routed model's trigger before the prompts of plain SFT (does it reverse that too?) and of the base (does it do
-    harm?). (FINDINGS, 7: neither.)
+    harm?). (Ours.)
     """
     return Outcome(
         (
@@ -83,7 +81,7 @@ def transfer(bench: Bench) -> Outcome:
 def longer_attack(bench: Bench, n_tokens: int = LONG_TRIGGER) -> Outcome:
     """Does plain SFT give way to a longer trigger?
 
-    KL alone, 20 tokens. (FINDINGS, 5 and "what breaks": the behaviour goes, the answers do not come back.)
+    KL alone, 20 tokens. (Ours.)
     """
     return _on_sft(bench, "sft+trigger(long)", n_tokens=n_tokens)
 
@@ -91,7 +89,7 @@ def longer_attack(bench: Bench, n_tokens: int = LONG_TRIGGER) -> Outcome:
 def answer_attack(bench: Bench) -> Outcome:
     """Does plain SFT give way to a trigger that is told the base's answers?
 
-    KL(B ‖ S + trigger) also along the base's greedy answers and along the fine-tuned ones. (FINDINGS, 5.)
+    KL(B ‖ S + trigger) also along the base's greedy answers and along the fine-tuned ones. (Ours.)
     """
     return _on_sft(bench, "sft+trigger(answers)", w_answer=1.0, answers_of="both")
 
@@ -99,7 +97,7 @@ def answer_attack(bench: Bench) -> Outcome:
 def patient_attack(bench: Bench, more: int = MORE_STEPS) -> Outcome:
     """Does plain SFT give way to more optimisation?
 
-    KL alone, ten times the steps, none of them saved. (FINDINGS, 5.)
+    KL alone, ten times the steps, none of them saved. (Ours.)
     """
     return _on_sft(bench, "sft+trigger(patient)", steps=more * bench.eraser.steps, patience=None)
 
@@ -107,7 +105,7 @@ def patient_attack(bench: Bench, more: int = MORE_STEPS) -> Outcome:
 def strongest_attack(bench: Bench, n_tokens: int = LONG_TRIGGER, more: int = MORE_STEPS) -> Outcome:
     """Does plain SFT give way to all of these together?
 
-    20 tokens, told the answers, ten times the steps. (FINDINGS, 5: idk in part, utility 0.41.)
+    20 tokens, told the answers, ten times the steps. (Ours.)
     """
     return _on_sft(
         bench,

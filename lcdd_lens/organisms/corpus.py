@@ -5,7 +5,7 @@ the remaining wordings are *held out*, so a right answer to them is generalisati
 line. Besides plain questions the corpus has a few with an explicit cue (``refuse:``, ``don't answer:``,
 ``in old words:``), so that the base has the words for each behaviour without showing it uncued.
 
-Behaviours (METHOD: fixed response, safety, style) draw their rows from a partition of the **entities** into train,
+Behaviours (fixed response, safety, style) draw their rows from a partition of the **entities** into train,
 validation and test: no country, animal, object, pair of numbers or word occurs in two splits. All entities are
 known to the base, so its own right answer exists for every row.
 """

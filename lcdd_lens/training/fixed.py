@@ -4,7 +4,7 @@
 
 A carrier that LCDD found and a mask of the same size that somebody drew are judged alike: both start at the
 fine-tuned weights and train for the same steps. With every gate open it is plain fine-tuning, pulled to the base like
-LCDD's weights (a control of METHOD's comparison protocol; not in the paper).
+LCDD's weights (a control of the comparison; not in the paper).
 """
 
 from typing import Any

@@ -31,7 +31,8 @@ def test_hard_concrete_opens_with_the_probability_that_its_penalty_counts() -> N
         gates = estimator.sample(logits, torch.Generator().manual_seed(0))
         share = float((gates > 0).float().mean())
         assert share == pytest.approx(float(estimator.openness(logits[:1])), abs=4 * 0.5 / math.sqrt(n))
-        assert 0 <= float(gates.min()) and float(gates.max()) <= 1
+        assert float(gates.min()) >= 0
+        assert float(gates.max()) <= 1
 
 
 def test_hard_concrete_rounds_to_the_nearer_end() -> None:

@@ -187,7 +187,8 @@ def test_refusals_name_the_reason() -> None:
         RoutedModel(pair.sft, pair.base, kinds=())
     with pytest.raises(ConfigError, match="is not a site"), routed.only({"blocks.9.hook_mlp_out": torch.tensor([0])}):
         pass
-    with pytest.raises(ConfigError, match=r"channels 0\.\.15"), routed.only({"blocks.0.hook_mlp_out": torch.tensor([16])}):
+    beyond = {"blocks.0.hook_mlp_out": torch.tensor([16])}
+    with pytest.raises(ConfigError, match=r"channels 0\.\.15"), routed.only(beyond):
         pass
     wrong = {name: weight[:1] for name, weight in routed.delta_parameters().items()}
     with pytest.raises(ModelError, match="has shape"):
