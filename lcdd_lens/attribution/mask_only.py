@@ -38,7 +38,7 @@ def _small_model_rule() -> LCDDConfig:
         optim=OptimConfig(steps=300, lr=1.0, batch_size=16, warmup_steps=0),
         rule="penalty",
         budget=BudgetConfig(warmup_steps=20, ratio=0.3, floor=0.02),
-        dual=DualConfig(initial=1e-3, maximum=3e-3, growth=0.1, shrink=0.5),
+        dual=DualConfig(initial=1e-2, maximum=3e-2, growth=0.1, shrink=0.5),
         settle_steps=0,
         mask_lr=10.0,
         init_std=0.05,

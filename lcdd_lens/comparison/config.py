@@ -34,6 +34,7 @@ _AT_LEAST_ONE = (
     "weight_steps",
     "mask_steps",
     "random_draws",
+    "matched_draws",
     "oracle_top",
     "completeness_draws",
     "minimality_sample",
@@ -61,8 +62,11 @@ class ComparisonConfig:
     """K of integrated gradients on weights."""
     mask_steps: int = 150
     """Steps of the mask-only methods."""
-    random_draws: int = 100
-    """Draws per kind of random set at the carrier's size, on fine-tuned weights."""
+    random_draws: int = 300
+    """Random sets of the carrier's size on fine-tuned weights; p-values cannot be below 1/(draws + 1) before Holm's
+    correction."""
+    matched_draws: int = 100
+    """The same with the carrier's counts per site, and with its counts per decile of ‖Δ‖."""
     random_draws_lcdd: int = 20
     """The same on LCDD's weights, matched per site."""
     oracle_top: int = 24
@@ -80,7 +84,7 @@ class ComparisonConfig:
     compared; empty: neither."""
     retrain_steps: int = 150
     """Weight updates under an imposed mask; 0: no retraining."""
-    retrain_lr: float = 5e-4
+    retrain_lr: float = 1e-3
     """Peak learning rate of these updates."""
     retrain_pull: float = 0.01
     """Coefficient of ‖W − W_B‖² in these updates."""
@@ -112,13 +116,14 @@ class ComparisonConfig:
 
     @classmethod
     def quick(cls, seed: int = 0) -> "ComparisonConfig":
-        """Few prompts, cheap methods, no training: a look in under a minute."""
+        """Few prompts, cheap methods, no training: a first look in under a minute."""
         return cls(
             methods=("weight_delta", "weight_integrated_gradients", "attribution_patching", "magnitude"),
             n_discovery=16,
             n_test=24,
             weight_steps=3,
-            random_draws=20,
+            random_draws=100,
+            matched_draws=20,
             random_draws_lcdd=0,
             oracle_top=8,
             oracle_sample=0,

@@ -118,7 +118,7 @@ class _Study:
             methods={name: _described(found) for name, found in scores.items()},
             curves={name: curve.to_dict() for name, curve in curves.items()},
             sets=judged,
-            random={name: _summary(draws) for name, draws in randomness.items()},
+            random=self._against_carrier(randomness, recoveries, on_lcdd),
             carrier=self._timed("carrier", self._carrier_tests),
             oracle=self._timed("oracle", lambda: self._oracle(scores)),
             overlap=self._timed("overlap", lambda: self._overlap(scores, sets, lcdd_scores)),
@@ -213,7 +213,8 @@ class _Study:
     # -- chance
 
     def _random(self, recoveries: Mapping[str, Recovery], on_lcdd: Mapping[str, Recovery]) -> dict[str, list[float]]:
-        draws = {f"random_{matching}": self._draws(matching, self.config.random_draws) for matching in MATCHINGS}
+        counts = {"uniform": self.config.random_draws}
+        draws = {f"random_{m}": self._draws(m, counts.get(m, self.config.matched_draws)) for m in MATCHINGS}
         if self.material.lcdd_weights is not None and self.config.random_draws_lcdd:
             with self.routed.with_weights(self.material.lcdd_weights):
                 draws["random_site on LCDD weights"] = self._draws("site", self.config.random_draws_lcdd)
@@ -228,6 +229,19 @@ class _Study:
             flags[numbers.argsort(descending=True)[: self.size]] = True
             values.append(self._recovery(flags).value)
         return values
+
+    def _against_carrier(
+        self,
+        randomness: Mapping[str, list[float]],
+        recoveries: Mapping[str, Recovery],
+        on_lcdd: Mapping[str, Recovery],
+    ) -> dict[str, Any]:
+        """What random sets reach, and how often one is as faithful as the carrier on the same weights."""
+        summaries = {}
+        for name, draws in randomness.items():
+            carrier = (on_lcdd if name.endswith("LCDD weights") else recoveries)[CARRIER]
+            summaries[name] = {**_summary(draws), "p_of_carrier": _permutation_p(carrier.value, draws)}
+        return summaries
 
     def _test_sets(
         self, judged: dict[str, Any], recoveries: Mapping[str, Recovery], randomness: Mapping[str, list[float]]
@@ -376,9 +390,11 @@ class _Study:
         if material.lcdd_weights is not None:
             with self.routed.with_weights(material.lcdd_weights), self.routed.using(self.carrier.flags().float()):
                 before = self._replies(None)
-                for name in (*compared, "none"):
-                    flags = None if name == "none" else sets[name]
-                    found["matched"][name] = self._reversed(flags, before)
+                without = self._reversed(None, before)
+                for name in compared:
+                    # A set that writes nothing to the residual stream leaves nothing to match: the same as none.
+                    found["matched"][name] = self._reversed(sets[name], before) if self._writes(sets[name]) else without
+                found["matched"]["none"] = without
         if config.retrain_steps:
             random_flags = torch.zeros(self.routed.n_gates, dtype=torch.bool)
             numbers = RandomOrder("site", self.carrier.channels, config.seed).draw(self.routed)
@@ -394,6 +410,10 @@ class _Study:
                         **self._reversed(flags, self._replies(None)),
                     }
         return found
+
+    def _writes(self, flags: Bool[Tensor, " gate"]) -> bool:
+        split = self.routed.layout.split(flags)
+        return any(site.is_residual_write and bool(split[site.hook_name].any()) for site in self.routed.sites)
 
     def _replies(self, trigger: Any) -> dict[str, Any]:
         replies = measure_replies(

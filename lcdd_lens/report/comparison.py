@@ -288,6 +288,7 @@ def _sets(record: Mapping[str, Any]) -> Html:
             number(found["mean"], 2),
             f"{number(found['interval'][0], 2)}–{number(found['interval'][1], 2)}",
             number(found["max"], 2),
+            number(found["p_of_carrier"], 2),
         ]
         for name, found in record["random"].items()
     ]
@@ -319,7 +320,11 @@ def _sets(record: Mapping[str, Any]) -> Html:
             html(
                 "div",
                 html("h4", "Chance"),
-                table(["sets", "draws", "mean F", "95 % of draws", "largest"], chance, caption="Chance"),
+                table(
+                    ["sets", "draws", "mean F", "95 % of draws", "largest", "p of the carrier"],
+                    chance,
+                    caption="Chance",
+                ),
             ),
             html(
                 "div",

@@ -25,6 +25,7 @@ def quick_config() -> ComparisonConfig:
         methods=METHODS,
         shares=(0.02, 0.1, 0.5, 1.0),
         random_draws=5,
+        matched_draws=5,
         random_draws_lcdd=2,
         n_resamples=100,
     )

@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_config(**fields: object) -> ComparisonConfig:
     quick = replace(ComparisonConfig.quick(), methods=("weight_delta", "magnitude"), n_discovery=6, n_test=6)
-    return replace(quick, random_draws=3, n_resamples=50, shares=(0.05, 1.0), **fields)  # type: ignore[arg-type]
+    return replace(quick, random_draws=3, matched_draws=2, n_resamples=50, shares=(0.05, 1.0), **fields)  # type: ignore[arg-type]
 
 
 def test_a_run_is_compared_with_reversal_and_written_to_its_folder(run: Path) -> None:
