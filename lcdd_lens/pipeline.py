@@ -79,10 +79,6 @@ class BehaviourSource:
     def __post_init__(self) -> None:
         if (self.train is None) != (self.eval is None):
             raise ConfigError("train and eval belong together: give both files, or neither for an embedded behaviour.")
-        settings = ("validation", "phrases", "response", "target_labels", "n_train", "n_test")
-        given = [name for name in settings if getattr(self, name)]
-        if self.train is None and given:
-            raise ConfigError(f"{', '.join(given)} need train and eval files: embedded behaviours bring their own.")
 
 
 @dataclass(frozen=True)
@@ -400,10 +396,15 @@ def make_behaviour(source: BehaviourSource, seed: int) -> Behaviour:
 
     Raises:
         DataError: unknown behaviour, or unusable files.
+        ConfigError: settings that an embedded behaviour would ignore.
     """
     from lcdd_lens.data import ChatFormat, scorer_by_name
 
     if source.train is None or source.eval is None:
+        settings = ("validation", "phrases", "response", "target_labels", "n_train", "n_test")
+        given = [name for name in settings if getattr(source, name)]
+        if given:
+            raise ConfigError(f"{', '.join(given)} need train and eval files: embedded behaviours bring their own.")
         return embedded_behaviour(source.name, seed=seed)
     return Behaviour.from_jsonl(
         source.name,

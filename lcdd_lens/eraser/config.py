@@ -64,7 +64,7 @@ class EraserConfig:
     patience: int | None = None
     """Stop after so many evaluations without progress; ``None``: use all steps."""
     min_improvement: float = 0.01
-    """Progress means a validation objective lower by this share of its value at the start."""
+    """Progress means that the validation objective gains at least this share of its largest gain so far."""
     seed: int = 0
     """Start tokens, choice and order of prompts, random channels."""
 
@@ -101,7 +101,7 @@ class EraserConfig:
         (1 token, at most 300 steps, 0.01) to the paper's values at d_model 1024 (20 tokens, 2,000 steps, 0.003), its
         smallest model (:mod:`lcdd_lens.sizes`). Matching weighs 0.1 to 1: on tiny models its mean square starts a
         hundred times above the KL and would have the first steps to itself. The norm bound replaces the norm term, and
-        training stops at the first evaluation that gains less than 2 % of the validation objective's start value.
+        training stops at the first evaluation that gains less than 3 % of what the best one gained.
         """
         paper = cls.paper()
         width = model.cfg.d_model
@@ -114,7 +114,7 @@ class EraserConfig:
             w_norm=0.0,
             eval_every=round(between(5.0, float(paper.eval_every), width)),
             patience=1,
-            min_improvement=0.02,
+            min_improvement=0.03,
         )
 
 

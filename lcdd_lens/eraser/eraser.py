@@ -181,8 +181,7 @@ class _Training:
                 "infinite logits on the validation prompts. Check their weights."
             )
         best_step, best = 0, self.soft_prompt.embeddings.detach().clone()
-        needed = config.min_improvement * abs(best_validation)
-        reference, stale = best_validation, 0
+        previous, fastest, stale = best_validation, 0.0, 0
         stopped: StopReason = "steps"
         with tqdm(total=config.steps, desc="eraser", disable=not progress) as bar:
             for step in range(1, config.steps + 1):
@@ -198,8 +197,9 @@ class _Training:
                     if validation < best_validation:
                         best_step, best_validation = step, validation
                         best = self.soft_prompt.embeddings.detach().clone()
-                    improved = validation < reference - needed
-                    reference, stale = (validation, 0) if improved else (reference, stale + 1)
+                    gain, previous = previous - validation, validation
+                    fastest = max(fastest, gain)
+                    stale = stale + 1 if fastest > 0 and gain < config.min_improvement * fastest else 0
                 _record(history, step, loss, terms, validation)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", best=f"{best_validation:.3f}", refresh=False)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
 from lcdd_lens.backends.base import LensModel, backend_of, device_of
@@ -251,7 +252,9 @@ class Loop:
         total = 0.0
         for batch, count in zip(batches, counts, strict=True):
             batch = batch.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.autocast == "bf16"):
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.autocast == "bf16")
+            # A forward pass may read a weight more than once; its gates are applied once.
+            with autocast, parametrize.cached():
                 logits = backend.logits(self.model, batch.tokens, batch.attention_mask)
             loss = response_loss(logits, batch, all_tokens=all_tokens) * (count / sum(counts))
             loss.backward()  # type: ignore[no-untyped-call]

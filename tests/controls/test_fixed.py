@@ -39,11 +39,11 @@ def test_only_entries_between_open_gates_leave_the_base(pair: Pair) -> None:
     assert torch.equal(routed.layout.join(routed.gates).bool(), flags)
     assert history["sparsity"] == pytest.approx([1 - float(flags.float().mean())] * OPTIM.steps)
     merged = routed.merged()
-    site = next(site for site in routed.weight_sites if site.row is not None and site.column is None)
-    assert site.row is not None
-    moved = parameter_of(merged, site.parameter) != parameter_of(pair.base, site.parameter)
-    is_open = site.row.expand_gate(flags[routed.layout.slices[site.row.site.hook_name]].float()).bool()
-    assert not bool((moved & ~is_open).any())
+    for site in routed.weight_sites:
+        moved = parameter_of(merged, site.parameter) != parameter_of(pair.base, site.parameter)
+        for axis in site.axes:
+            is_open = axis.expand_gate(flags[routed.layout.slices[axis.site.hook_name]].float()).bool()
+            assert not bool((moved & ~is_open).any())
 
 
 def test_with_no_gate_open_nothing_can_be_learnt(pair: Pair) -> None:

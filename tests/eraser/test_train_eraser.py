@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -182,12 +183,16 @@ def test_the_same_seed_gives_the_same_trigger_and_another_seed_another(pair: Pai
     assert not torch.allclose(first.trigger.embeddings, other.trigger.embeddings)
 
 
-def test_training_stops_when_the_validation_objective_stands_still(pair: Pair) -> None:
-    result = train(pair, replace(QUICK, steps=100, lr=1e-9, eval_every=3, patience=4))
+def test_training_stops_when_gains_have_faded_beside_the_largest(pair: Pair) -> None:
+    config = replace(QUICK, steps=400, lr=0.05, eval_every=3, patience=2, min_improvement=0.05)
+    result = train(pair, config)
     assert result.stopped == "converged"
     assert result.converged
-    assert result.history.step[-1] == 12
-    assert train(pair, replace(QUICK, lr=1e-9, eval_every=1, patience=None)).stopped == "steps"
+    assert result.history.step[-1] < 400
+    values = [value for value in result.history.validation if value is not None]
+    gains = [before - after for before, after in pairwise(values)]
+    assert all(gain < 0.05 * max(gains) for gain in gains[-2:])
+    assert not all(gain < 0.05 * max(gains) for gain in gains[:2])
 
 
 def test_no_embedding_is_longer_than_the_bound(pair: Pair) -> None:

@@ -367,13 +367,15 @@ def test_an_infinite_gradient_stops_before_any_weight_moves(
 def test_a_loss_far_above_a_uniform_guess_has_diverged(model: LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = math.log(VOCABULARY) + 5
 
+    losses: list[float] = []
+
     def worse(logits: Tensor, batch: Any, **options: Any) -> Tensor:
-        return logits.sum() * 0 + loss
+        return logits.sum() * 0 + losses.pop(0)
 
     monkeypatch.setattr("lcdd_lens.training.loop.response_loss", worse)
-    loss = limit - 0.01
+    losses[:] = [1.0] + [limit - 0.01] * 1000
     sft(model)
-    loss = limit + 0.01
+    losses[:] = [1.0] + [limit + 1.0] * 1000
     with pytest.raises(TrainingError, match="the loss diverged"):
         sft(model)
 
