@@ -8,10 +8,8 @@ base's own again: a behaviour that is gone without it is suppressed, not reverse
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from lcdd_lens.backends.base import LensModel
@@ -24,9 +22,8 @@ from lcdd_lens.evaluation.rates import shown
 from lcdd_lens.evaluation.statistics import Estimate, wilson
 from lcdd_lens.evaluation.utility import exact_agreement
 from lcdd_lens.generation import generate
-from lcdd_lens.routing.masks import RoutingMasks
-from lcdd_lens.training.dual import BudgetConfig, LossBudget, Phase
-from lcdd_lens.training.loop import Loop, OptimConfig
+from lcdd_lens.training.fixed import train_under_mask
+from lcdd_lens.training.loop import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -42,44 +39,14 @@ class Replies:
     restored: Estimate
 
 
-class FixedGates:
-    """A gate rule that leaves the gates as they are: weights train on under an imposed mask."""
-
-    def __init__(self, masks: RoutingMasks, flags: Bool[Tensor, " gate"], steps: int) -> None:
-        self.masks = masks
-        self.budget = LossBudget(BudgetConfig(warmup_steps=steps))
-        self._gates = flags.float()
-        with torch.no_grad():
-            masks.logits.copy_(2 * self._gates - 1)
-
-    phase: Phase = "settling"
-    price: float = 0.0
-
-    def gates(self, step: int) -> Float[Tensor, " gate"]:
-        return self._gates
-
-    def update(self, loss: float, gate_gradients: Float[Tensor, " gate"]) -> None:
-        self.budget.update(loss)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Nothing was saved."""
-
-
 def retrain_under_mask(
-    material: Material, flags: Bool[Tensor, " gate"], config: ComparisonConfig, *, progress: bool = True
+    material: Material, flags: Bool[Tensor, "_"], config: ComparisonConfig, *, progress: bool = True
 ) -> dict[str, Tensor]:
     """Train the fine-tuned weights on under fixed gates; returns W by parameter name and leaves the model as it was."""
-    routed = material.routed
+    routed, base = material.routed, material.base
     before = {name: weight.detach().clone() for name, weight in routed.delta_parameters().items()}
-    rows = material.behaviour.train
-    tokenizer = material.base.tokenizer
-    data = encode(tokenizer, material.behaviour.chat_format, rows, material.base.cfg.n_ctx, source="training prompts")
+    behaviour = material.behaviour
+    data = encode(base.tokenizer, behaviour.chat_format, behaviour.train, base.cfg.n_ctx, source="training prompts")
     optim = OptimConfig(
         steps=config.retrain_steps,
         lr=config.retrain_lr,
@@ -88,20 +55,9 @@ def retrain_under_mask(
         batch_size=min(32, len(data)),
         seed=config.seed,
     )
-    loop = Loop(
-        routed.model,
-        routed.delta_parameters(),
-        routed.base_weights(),
-        data,
-        optim,
-        pad_id=pad_id_of(tokenizer),
-        routed=routed,
-        rule=FixedGates(RoutingMasks(routed.sites), flags, config.retrain_steps),
-        label="retraining",
-        progress=progress,
-    )
     try:
-        loop.run()
+        with routed.using(flags.float()):
+            train_under_mask(routed, flags, data, optim, pad_id=pad_id_of(base.tokenizer), progress=progress)
         return {name: weight.detach().clone() for name, weight in routed.delta_parameters().items()}
     finally:
         routed.load_delta_weights(before)

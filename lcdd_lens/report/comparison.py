@@ -14,7 +14,13 @@ from lcdd_lens.errors import ArtefactError
 from lcdd_lens.plotting.methods import CARRIER, FAMILIES, method_look
 from lcdd_lens.plotting.palette import SITE_MEANINGS
 from lcdd_lens.report.charts import Bar, interval_bars
-from lcdd_lens.report.comparison_charts import faithfulness_chart, overlap_heatmap, rate_text, share_text
+from lcdd_lens.report.comparison_charts import (
+    faithfulness_chart,
+    overlap_heatmap,
+    rate_text,
+    share_number,
+    share_text,
+)
 from lcdd_lens.report.page import (
     Html,
     document,
@@ -156,14 +162,14 @@ def _found(record: Mapping[str, Any]) -> Html:
     facts = [
         (
             "carrier, LCDD weights" if "lcdd" in carrier else "carrier, SFT weights",
-            number(carrier.get("lcdd", carrier["sft"])["value"], 2),
+            share_number(carrier.get("lcdd", carrier["sft"])["value"]),
             f"F with {record['carrier_size']} channels ({percent(record['carrier_size'] / record['n_gates'])})",
             "c-routed",
         ),
-        ("carrier, SFT weights", number(carrier["sft"]["value"], 2), "F of the same channels", "c-sft"),
+        ("carrier, SFT weights", share_number(carrier["sft"]["value"]), "F of the same channels", "c-sft"),
         (
             "best ranking of that size",
-            number(best, 2),
+            share_number(best),
             f"F of {method_look(name).label}, SFT weights",
             "c-routed-trigger",
         ),
@@ -175,8 +181,8 @@ def _found(record: Mapping[str, Any]) -> Html:
         ),
         (
             "closest to the carrier",
-            number(shared["jaccard"], 2),
-            f"Jaccard of {method_look(closest).label}; chance at these sites {number(shared['stratified_chance'], 2)}",
+            share_number(shared["jaccard"]),
+            f"Jaccard of {method_look(closest).label}; by chance {share_number(shared['stratified_chance'])}",
             "plain",
         ),
     ]
@@ -210,7 +216,7 @@ def _curves(record: Mapping[str, Any]) -> Html:
         rows.append(
             [
                 method_look(name).label,
-                *(number(at.get(share), 2) for share in (0.01, 0.05, 0.2)),
+                *(share_number(at.get(share)) for share in (0.01, 0.05, 0.2)),
                 share_text(curve["area_log"]),
                 share_text(curve["area_linear"]),
                 share_text(curve["distance_log"]),
@@ -285,9 +291,9 @@ def _sets(record: Mapping[str, Any]) -> Html:
             .replace("random_site", "random, same sites")
             .replace("random_delta", "random, same ‖Δ‖"),
             found["draws"],
-            number(found["mean"], 2),
-            f"{number(found['interval'][0], 2)}–{number(found['interval'][1], 2)}",
-            number(found["max"], 2),
+            share_number(found["mean"]),
+            f"{share_number(found['interval'][0])} to {share_number(found['interval'][1])}",
+            share_number(found["max"]),
             number(found["p_of_carrier"], 2),
         ]
         for name, found in record["random"].items()
@@ -316,36 +322,41 @@ def _sets(record: Mapping[str, Any]) -> Html:
             open=True,
         ),
         html(
-            "div",
+            "details",
+            html("summary", "Chance, and the carrier's own tests"),
             html(
                 "div",
-                html("h4", "Chance"),
-                table(
-                    ["sets", "draws", "mean F", "95 % of draws", "largest", "p of the carrier"],
-                    chance,
-                    caption="Chance",
+                html(
+                    "div",
+                    html("h4", "Chance"),
+                    table(
+                        ["sets", "draws", "mean F", "95 % of draws", "largest", "p of the carrier"],
+                        chance,
+                        caption="Chance",
+                    ),
                 ),
-            ),
-            html(
-                "div",
-                html("h4", f"The carrier on {weights}"),
-                table(
-                    ["test", "value"],
-                    [
-                        ["sufficiency", share_text(own["sufficiency"])],
-                        ["necessity", share_text(own["necessity"])],
-                        ["incompleteness", share_text(own["incompleteness"])],
-                        ["effect of closing one channel", share_text(drop["mean"])],
+                html(
+                    "div",
+                    html("h4", f"The carrier on {weights}"),
+                    table(
+                        ["test", "value"],
                         [
-                            f"channels whose closing costs more than {drop['threshold']:g}",
-                            f"{percent(drop['share_needed'], 0)} of {len(drop['effects'])}",
+                            ["sufficiency", share_text(own["sufficiency"])],
+                            ["necessity", share_text(own["necessity"])],
+                            ["incompleteness", share_text(own["incompleteness"])],
+                            ["effect of closing one channel", share_text(drop["mean"])],
+                            [
+                                f"channels whose closing costs more than {drop['threshold']:g}",
+                                f"{percent(drop['share_needed'], 0)} of {len(drop['effects'])}",
+                            ],
+                            ["collateral KL, nats per token", number(own["collateral_kl"]["value"], 2)],
                         ],
-                        ["collateral KL, nats per token", number(own["collateral_kl"]["value"], 2)],
-                    ],
-                    caption="The carrier's own tests",
+                        caption="The carrier's own tests",
+                    ),
                 ),
+                class_="grid-2",
             ),
-            class_="grid-2",
+            open=True,
         ),
         html(
             "p",
@@ -367,12 +378,12 @@ def _overlap(record: Mapping[str, Any]) -> Html:
             rows.append(
                 [
                     method_look(name).label,
-                    number(whole["jaccard"], 2),
-                    number(whole["chance"], 2),
-                    number(whole["stratified_chance"], 2),
+                    share_number(whole["jaccard"]),
+                    share_number(whole["chance"]),
+                    share_number(whole["stratified_chance"]),
                     number(whole["stratified_p_value"], 2),
-                    number(whole["auroc"], 2),
-                    number(whole["auroc_within_sites"], 2),
+                    share_number(whole["auroc"]),
+                    share_number(whole["auroc_within_sites"]),
                 ]
             )
         return rows
@@ -382,7 +393,7 @@ def _overlap(record: Mapping[str, Any]) -> Html:
         kind for kind in SITE_MEANINGS if any(kind in p["by_kind"] for p in record["overlap"]["with_carrier"].values())
     ]
     by_kind = [
-        [method_look(name).label, *(number(parts["by_kind"].get(kind, {}).get("auroc"), 2) for kind in kinds)]
+        [method_look(name).label, *(share_number(parts["by_kind"].get(kind, {}).get("auroc")) for kind in kinds)]
         for name, parts in record["overlap"]["with_carrier"].items()
     ]
     on_lcdd = record["overlap"]["with_carrier_on_lcdd_weights"]
@@ -390,25 +401,23 @@ def _overlap(record: Mapping[str, Any]) -> Html:
         _P,
         "overlap",
         "Do they name the same channels?",
+        html("div", overlap_heatmap(record), _places(record), class_="columns"),
         html(
-            "div",
-            overlap_heatmap(record),
-            html(
-                "div",
-                html("h4", "With the carrier"),
-                table(
-                    head,
-                    rows_of(record["overlap"]["with_carrier"]),
-                    caption="Overlap with the carrier",
-                    class_="nowrap",
-                ),
+            "details",
+            html("summary", "With the carrier"),
+            table(
+                head,
+                rows_of(record["overlap"]["with_carrier"]),
+                caption="Overlap with the carrier",
+                class_="nowrap",
             ),
-            class_="columns",
+            open=True,
         ),
         html(
-            "div",
-            html("h4", "Attribution on LCDD's own weights: does it find the carrier that is there?"),
+            "details",
+            html("summary", "Attribution on LCDD's own weights: does it find the carrier that is there?"),
             table(head, rows_of(on_lcdd), caption="Overlap with the carrier on LCDD's weights", class_="nowrap"),
+            open=True,
         )
         if on_lcdd
         else None,
@@ -422,13 +431,26 @@ def _overlap(record: Mapping[str, Any]) -> Html:
     )
 
 
+def _places(record: Mapping[str, Any]) -> Html:
+    """Layers of the first |C| channels of every set, and the kinds of site that hold most of them."""
+    n_layers = max(len(counts) for places in record["places"].values() for counts in places.values())
+    rows = []
+    for name, places in record["places"].items():
+        layers = [sum(counts[layer] for counts in places.values()) for layer in range(n_layers)]
+        kinds = sorted(places, key=lambda kind: -sum(places[kind]))
+        most = f"{kinds[0]} {sum(places[kinds[0]])}"
+        rows.append([method_look(name).label, " · ".join(map(str, layers)), most])
+    head = ["channels of", f"in layers 0–{n_layers - 1}", "most in"]
+    return html("div", html("h4", "Where they lie"), table(head, rows, caption="Places", class_="nowrap"))
+
+
 def _oracle(record: Mapping[str, Any]) -> Html:
     oracle = record["oracle"]
     rows = [
         [
             method_look(name).label,
             *(
-                number(found[direction][kind], 2)
+                share_number(found[direction][kind])
                 for direction in ("necessity", "sufficiency")
                 for kind in ("spearman", "pearson")
             ),

@@ -60,22 +60,14 @@ def faithfulness_chart(record: Mapping[str, Any], names: Sequence[str], title: s
 def _carrier_points(record: Mapping[str, Any], horizontal: Axis, y: Any) -> list[Html]:
     share = record["carrier_size"] / record["n_gates"]
     parts = []
-    for weights, opacity in (("sft", 0), ("lcdd", 1)):
+    for weights, css in (("sft", "line"), ("lcdd", "point")):
         point = finite(record["two_by_two"].get(CARRIER, {}).get(weights))
         if point and horizontal.low <= math.log10(share) <= horizontal.high:
             called = "LCDD" if weights == "lcdd" else "SFT"
-            parts.append(
-                html(
-                    "circle",
-                    html("title", f"carrier on {called} weights: F {number(point['value'])}"),
-                    class_="whisker c-routed",
-                    cx=horizontal(share),
-                    cy=y(point["value"]),
-                    r=5,
-                    fill_opacity=opacity,
-                )
-            )
-            parts.append(html("text", called, class_="tick", x=horizontal(share) + 8, y=y(point["value"]) + 4))
+            x, place = horizontal(share), y(point["value"])
+            told = html("title", f"carrier on {called} weights: F {share_number(point['value'])}")
+            parts.append(html("circle", told, class_=f"{css} c-routed", cx=x, cy=place, r=5.5))
+            parts.append(html("text", called, class_="tick halo", x=x - 9, y=place - 6, text_anchor="end"))
     return parts
 
 
@@ -151,7 +143,16 @@ def share_text(estimate: Any) -> str:
     if not found:
         return "–"
     low, high = found["interval"]
-    return f"{number(found['value'], 2)} ({number(low, 2)}–{number(high, 2)})"
+    between = "–" if low >= 0 and high >= 0 else " to "
+    return f"{share_number(found['value'])} ({share_number(low)}{between}{share_number(high)})"
+
+
+def share_number(value: float | int | None) -> str:
+    """An F with two decimals, three near zero."""
+    if value is None:
+        return "–"
+    text = f"{value:.2f}" if abs(value) >= 0.0995 else f"{value:.3f}"
+    return text.replace("-0.000", "0.000").replace("-", "−")
 
 
 def rate_text(estimate: Any) -> str:
