@@ -187,11 +187,13 @@ def make_row(task: Task) -> None:
 def measure(task: Task) -> Any:
     """Yield the row of the main table, then the same with controls."""
     import torch
+    import transformers
 
     from lcdd_lens.controls import Bench, controls_of, necessity_and_sufficiency, run_controls
     from lcdd_lens.pipeline import demo_config, run_experiment
 
     torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
     started = time.perf_counter()
     config = demo_config(task.behaviour, task.seed, "llama" if task.base else task.family)
     if task.base is not None:
