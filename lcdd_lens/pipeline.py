@@ -14,19 +14,22 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lcdd_lens import __version__
-from lcdd_lens.backends import LensModel, backend_of, load_model, load_pair
+from lcdd_lens.backends import LensModel, backend_of, load_model, load_pair, parameter_of
 from lcdd_lens.backends.export import export_hf
 from lcdd_lens.carrier import Carrier
+from lcdd_lens.configuration import build
 from lcdd_lens.data import Behaviour, EncodedSet, embedded_behaviour, encode, pad_id_of
+from lcdd_lens.display import notebook_view
 from lcdd_lens.eraser import EraserConfig, EraserResult, Trigger, train_eraser
-from lcdd_lens.errors import ConfigError
+from lcdd_lens.errors import ArtefactError, ConfigError
 from lcdd_lens.evaluation import Condition, EvaluationResult, evaluate_conditions, random_condition
+from lcdd_lens.evaluation.files import load_evaluation, save_evaluation
 from lcdd_lens.io import read_json, write_json_atomic
 from lcdd_lens.report.run import write_run_report
 from lcdd_lens.routing import RoutedModel
@@ -40,12 +43,19 @@ from lcdd_lens.training import (
     train_lcdd,
     train_sft,
 )
+from lcdd_lens.training.checkpoint import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 RUN = "run.json"
 RESULTS_SCHEMA = 1
+TRIGGERS = {
+    "routed+trigger": "trigger",
+    "sft+trigger": "stages/eraser/sft",
+    "sft+trigger(carrier)": "stages/eraser/sft-carrier",
+}
+"""Condition -> folder of its trigger in the run's folder."""
 _MIN_FREE_BYTES = 50_000_000
 
 
@@ -161,6 +171,15 @@ class Experiment:
     evaluation: EvaluationResult
     results: dict[str, Any]
 
+    def __repr__(self) -> str:
+        carrier = f"{self.carrier.n_open} of {self.carrier.n_gates} gates open"
+        verdict = self.evaluation.verdict("routed+trigger")
+        return f"Experiment({self.behaviour.name}, seed {self.config.seed}: {carrier}, with the trigger {verdict})"
+
+    def _repr_html_(self) -> str:
+        columns = ["behaviour_rate", "utility", "kl", "verdict"]
+        return notebook_view(repr(self), self.evaluation.summary()[columns], "Open channels:", self.carrier.counts())
+
 
 def run_experiment(
     config: ExperimentConfig, out: str | Path, *, progress: bool = True, resume: bool = False
@@ -181,6 +200,62 @@ def run_experiment(
     config = config.seeded()
     prepare_folder(out, config, resume=resume)
     return _Run(config, out, progress, resume).run()
+
+
+def load_experiment(folder: str | Path) -> Experiment:
+    """A finished run as :func:`run_experiment` returned it, read from its folder: models, carrier, triggers, results.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        ArtefactError: the folder holds no finished run, or its parts are damaged or do not belong together.
+    """
+    folder = Path(folder)
+    if not (folder / RESULTS).is_file():
+        raise ArtefactError(f"{folder} holds no finished run: run it first, or resume it.")
+    results = read_json(folder / RESULTS, dict[str, Any])
+    config = build(ExperimentConfig, read_json(folder / RUN, dict[str, Any]).get("config", {}))
+    dtype = getattr(torch, config.dtype)
+    pair = load_pair(config.base, folder / "sft", reset_ungated=True, dtype=dtype, device=config.device)
+    carrier = Carrier.load(folder / "carrier", pair.base)
+    routed = RoutedModel(backend_of(pair.sft).clone(pair.sft), pair.base)
+    routed.load_delta_weights(lcdd_weights(folder, pair.base)[0])
+    routed.open_only(carrier.channels)
+    return Experiment(
+        config,
+        make_behaviour(config.behaviour, config.seed),
+        pair.base,
+        pair.sft,
+        routed,
+        carrier,
+        {name: Trigger.load(folder / where, pair.base) for name, where in TRIGGERS.items()},
+        load_evaluation(folder / "evaluation"),
+        results,
+    )
+
+
+def lcdd_weights(folder: str | Path, base: LensModel) -> tuple[dict[str, Tensor], Literal["raw", "merged"]]:
+    """The gated weights of a finished run's routed model by parameter name, and which they are.
+
+    ``raw`` are LCDD's own weights W, from its checkpoint; where that is gone, ``merged`` are W(m) of ``routed/``, which
+    equal the base's off the carrier.
+
+    Raises:
+        ArtefactError: the files belong to another architecture.
+    """
+    folder = Path(folder)
+    checkpoint = folder / "stages" / "lcdd" / "checkpoint.safetensors"
+    gated = [site.parameter for site in backend_of(base).weight_sites(base)]
+    if checkpoint.is_file():
+        tensors, _ = load_checkpoint(checkpoint)
+        weights = {name: tensors[f"weight.{name}"] for name in gated if f"weight.{name}" in tensors}
+        if len(weights) < len(gated):
+            raise ArtefactError(f"{checkpoint} lacks weights of this architecture: it belongs to another run.")
+        return weights, "raw"
+    logger.warning("%s is gone: using the merged weights, which equal the base's off the carrier.", checkpoint)
+    merged = load_model(folder / "routed")
+    return {name: parameter_of(merged, name).detach().clone() for name in gated}, "merged"
 
 
 def prepare_folder(out: Path, config: ExperimentConfig, *, resume: bool) -> None:
@@ -248,6 +323,7 @@ class _Run:
             "eraser", lambda: self._triggers(routed, sft, base, found.carrier, data, settings.eraser)
         )
         evaluation = self._timed("evaluation", lambda: self._evaluate(base, sft, routed, behaviour, data, triggers))
+        save_evaluation(evaluation, self.out / "evaluation")
         self._timed("export", lambda: self._export(sft, routed))
         results = {
             "schema": RESULTS_SCHEMA,
@@ -347,7 +423,6 @@ class _Run:
             return train_eraser(model, base, channels, *prompts, settings, progress=self.progress)
 
         own = train(routed.model, config)
-        own.trigger.save(self.out / "trigger")
         # Plain SFT gets as many steps as the routed model's trigger needed to converge.
         same_effort = replace(config, steps=max(1, len(own.history.step)), patience=None)
         trained = {
@@ -355,6 +430,8 @@ class _Run:
             "sft+trigger": train(sft, replace(same_effort, channels="none", w_match=0.0)),
             "sft+trigger(carrier)": train(sft, same_effort),
         }
+        for name, where in TRIGGERS.items():
+            trained[name].trigger.save(self.out / where)
         histories = {name: result.history.to_dict() for name, result in trained.items()}
         return {name: result.trigger for name, result in trained.items()}, histories
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from lcdd_lens.pipeline import (
     Experiment,
     ExperimentConfig,
     demo_config,
+    load_experiment,
     run_experiment,
 )
 from lcdd_lens.training import BudgetConfig, LCDDConfig, OptimConfig, PriceConfig
@@ -150,6 +152,32 @@ def test_the_trigger_loads_on_the_routed_model(finished: Finished) -> None:
     trigger = Trigger.load(finished.out / "trigger", finished.experiment.base)
     assert torch.equal(trigger.embeddings, finished.experiment.triggers["routed+trigger"].embeddings)
     assert finished.experiment.triggers.keys() == {"routed+trigger", "sft+trigger", "sft+trigger(carrier)"}
+
+
+def test_a_finished_run_is_read_back_as_it_was(finished: Finished) -> None:
+    found, ran = load_experiment(finished.out), finished.experiment
+    assert (found.config, found.results, found.carrier) == (ran.config, finished.results, ran.carrier)
+    assert found.behaviour.test == ran.behaviour.test
+    assert repr(found.evaluation) == repr(ran.evaluation)
+    assert found.evaluation.to_dict(3) == ran.evaluation.to_dict(3)
+    assert {name: trigger.n_tokens for name, trigger in found.triggers.items()} == dict.fromkeys(ran.triggers, 1)
+    for name, trigger in ran.triggers.items():
+        assert torch.equal(found.triggers[name].embeddings, trigger.embeddings), name
+    ids = torch.tensor([[5, 9, 30, 44]])
+    for ours, theirs in ((found.base, ran.base), (found.sft, ran.sft), (found.routed.model, ran.routed.model)):
+        assert torch.equal(logits(ours, ids), logits(theirs, ids))
+    with found.routed.all_open(), ran.routed.all_open():
+        assert torch.equal(logits(found.routed.model, ids), logits(ran.routed.model, ids))
+
+
+def test_what_is_no_finished_run_is_refused(finished: Finished, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="holds no finished run"):
+        load_experiment(tmp_path)
+    copy = tmp_path / "run"
+    shutil.copytree(finished.out, copy)
+    (copy / "evaluation" / "evaluation.safetensors").unlink()
+    with pytest.raises(ArtefactError, match="evaluation.safetensors does not exist"):
+        load_experiment(copy)
 
 
 def test_histories_have_the_length_of_their_stage(finished: Finished) -> None:

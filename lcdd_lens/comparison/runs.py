@@ -8,7 +8,6 @@ routed/           W(m), merged: read where the checkpoint is gone
 comparison/       what is written here: comparison.json, comparison.html, scores/METHOD/
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcdd_lens.backends import LensModel, load_model, load_pair
-from lcdd_lens.backends.base import backend_of, parameter_of
+from lcdd_lens.backends import LensModel, load_pair
 from lcdd_lens.carrier import Carrier
 from lcdd_lens.comparison.config import ComparisonConfig
 from lcdd_lens.comparison.material import LcddWeights, Material
@@ -28,10 +26,7 @@ from lcdd_lens.configuration import build
 from lcdd_lens.data import Behaviour
 from lcdd_lens.errors import ArtefactError
 from lcdd_lens.io import read_json
-from lcdd_lens.pipeline import BehaviourSource, make_behaviour, versions
-from lcdd_lens.training.checkpoint import load_checkpoint
-
-logger = logging.getLogger(__name__)
+from lcdd_lens.pipeline import BehaviourSource, lcdd_weights, make_behaviour, versions
 
 FOLDER = "comparison"
 
@@ -66,7 +61,7 @@ def read_run(folder: str | Path) -> RunFiles:
     dtype, device = getattr(torch, config.get("dtype", "float32")), config.get("device", "cpu")
     pair = load_pair(config["base"], folder / "sft", reset_ungated=True, dtype=dtype, device=device)
     carrier = Carrier.load(folder / "carrier", pair.base)
-    weights, kind = _lcdd_weights(folder, pair.base)
+    weights, kind = lcdd_weights(folder, pair.base)
     return RunFiles(
         config["base"],
         seed,
@@ -123,17 +118,3 @@ def compare_run(
     result.save(target)
     result.write_report(target / "comparison.html")
     return result
-
-
-def _lcdd_weights(folder: Path, base: LensModel) -> tuple[dict[str, Tensor], LcddWeights]:
-    checkpoint = folder / "stages" / "lcdd" / "checkpoint.safetensors"
-    gated = [site.parameter for site in backend_of(base).weight_sites(base)]
-    if checkpoint.is_file():
-        tensors, _ = load_checkpoint(checkpoint)
-        weights = {name: tensors[f"weight.{name}"] for name in gated if f"weight.{name}" in tensors}
-        if len(weights) < len(gated):
-            raise ArtefactError(f"{checkpoint} lacks weights of this architecture: it belongs to another run.")
-        return weights, "raw"
-    logger.warning("%s is gone: comparing on the merged weights, which equal the base off the carrier.", checkpoint)
-    merged = load_model(folder / "routed")
-    return {name: parameter_of(merged, name).detach().clone() for name in gated}, "merged"
