@@ -176,7 +176,7 @@ def test_what_is_no_finished_run_is_refused(finished: Finished, tmp_path: Path) 
     copy = tmp_path / "run"
     shutil.copytree(finished.out, copy)
     (copy / "evaluation" / "evaluation.safetensors").unlink()
-    with pytest.raises(ArtefactError, match="evaluation.safetensors does not exist"):
+    with pytest.raises(ArtefactError, match=r"evaluation\.safetensors does not exist"):
         load_experiment(copy)
 
 
