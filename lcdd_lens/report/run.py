@@ -70,7 +70,7 @@ def run_report(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
         html("footer", html("p", f"lcdd-lens {__version__} · {_PAPER}")),
     ]
     data = {"charts": charts, "carriers": carriers}
-    return document(title, body, data=data, styles=("run.css",), scripts=("run.js",))
+    return document(title, body, data=data, styles=("run.css",), scripts=("grid.js", "switch.js", "run.js"))
 
 
 def _check(results: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// The run report: carrier map, answers, and the switch between seeds.
+// The run report: carrier map and answers.
 (() => {
   const data = JSON.parse(document.getElementById("lcdd-data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
@@ -67,44 +67,15 @@
   for (const map of document.querySelectorAll("table.map")) {
     const sites = data.carriers[map.dataset.carrier];
     const panel = map.closest("section").querySelector(".panel");
-    const rows = [...map.tBodies[0].rows].map((row) => [...row.querySelectorAll("button")]);
-    let pinned = null;
     const show = (button) => describe(panel, button.dataset.site, sites[button.dataset.site]);
-    const pin = (button) => {
-      if (pinned) pinned.removeAttribute("aria-pressed");
-      pinned = button;
-      button.setAttribute("aria-pressed", "true");
-      show(button);
-    };
-    for (const button of rows.flat()) {
-      button.addEventListener("pointerenter", () => show(button));
-      button.addEventListener("focus", () => {
-        for (const other of rows.flat()) other.tabIndex = other === button ? 0 : -1;
-        pin(button);
-      });
-      button.addEventListener("click", () => pin(button));
-    }
-    const fullest = rows.flat().reduce((a, b) => {
+    const fullest = [...map.querySelectorAll("tbody button")].reduce((a, b) => {
       const share = (button) => sites[button.dataset.site].open.length / sites[button.dataset.site].n;
       return share(b) > share(a) ? b : a;
     });
     const hint = panel.firstElementChild;
     show(fullest);
     panel.append(hint);
-    map.addEventListener("pointerleave", () => { if (pinned) show(pinned); });
-    map.addEventListener("keydown", (event) => {
-      const row = rows.findIndex((buttons) => buttons.includes(event.target));
-      if (row < 0) return;
-      const column = rows[row].indexOf(event.target);
-      const target = {
-        ArrowRight: [row, column + 1], ArrowLeft: [row, column - 1], ArrowDown: [row + 1, column], ArrowUp: [row - 1, column],
-        Home: [row, 0], End: [row, rows[row].length - 1], PageUp: [0, column], PageDown: [rows.length - 1, column],
-      }[event.key];
-      if (!target) return;
-      event.preventDefault();
-      const next = (rows[target[0]] || [])[target[1]];
-      if (next) next.focus();
-    });
+    lcddGrid(map, show);
   }
 
   for (const controls of document.querySelectorAll(".controls")) {
@@ -140,38 +111,4 @@
     });
     filter();
   }
-
-  const articles = [...document.querySelectorAll("article.run")];
-  const links = [...document.querySelectorAll(".bar a")];
-  let current = "0";
-  const linked = (link) => document.getElementById(`run-${current}-${link.dataset.section}`);
-  const choose = (index) => {
-    current = index;
-    for (const article of articles) article.hidden = article.dataset.run !== index;
-    for (const link of links) {
-      link.setAttribute("href", `#run-${index}-${link.dataset.section}`);
-      link.parentElement.hidden = !linked(link);
-    }
-    mark();
-  };
-  const mark = () => {
-    const passed = links.filter((link) => linked(link) && linked(link).getBoundingClientRect().top < 160);
-    for (const link of links) {
-      if (link === passed[passed.length - 1]) link.setAttribute("aria-current", "true");
-      else link.removeAttribute("aria-current");
-    }
-  };
-  const switcher = document.getElementById("runs");
-  if (switcher) switcher.addEventListener("change", (event) => choose(event.target.value));
-  let waiting = false;
-  addEventListener("scroll", () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; mark(); });
-  }, { passive: true });
-  const asked = /^#run-(\d+)/.exec(location.hash);
-  const start = asked && articles[Number(asked[1])] ? asked[1] : "0";
-  const radio = switcher && switcher.querySelector(`input[value="${start}"]`);
-  if (radio) radio.checked = true;
-  choose(start);
 })();
