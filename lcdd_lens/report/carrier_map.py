@@ -25,7 +25,7 @@ def carrier_data(sites: Sequence[SiteChannels], record: Mapping[str, Any]) -> di
     }
 
 
-def _heat(density: float) -> int:
+def heat(density: float) -> int:
     """Class of a cell, 0 to 10, by the square root of its density, so that sparse sites still differ."""
     return 0 if density <= 0 else max(1, round(10 * density**0.5))
 
@@ -50,7 +50,7 @@ def carrier_map(run: Mapping[str, Any], sites: Sequence[SiteChannels], prefix: s
     head = html(
         "tr",
         html("th", "layer", scope="col"),
-        (html("th", _kind(kind), scope="col", title=SITE_MEANINGS.get(kind)) for kind in kinds),
+        (html("th", kind_heading(kind), scope="col", title=SITE_MEANINGS.get(kind)) for kind in kinds),
         html("th", "all", scope="col"),
     )
     grid = html(
@@ -95,7 +95,7 @@ def carrier_map(run: Mapping[str, Any], sites: Sequence[SiteChannels], prefix: s
     )
 
 
-def _kind(kind: str) -> Html:
+def kind_heading(kind: str) -> Html:
     branch, _, part = kind.partition("_")
     return join([html("small", "attn" if branch == "attn" else "MLP" if branch == "ffn" else branch), part])
 
@@ -110,7 +110,7 @@ def _cell(site: SiteChannels | None, first: bool) -> Html:
             "button",
             len(site.open) if site.open else "·",
             type="button",
-            class_=f"h{_heat(site.density)}",
+            class_=f"h{heat(site.density)}",
             data_site=site.hook_name,
             aria_label=label,
             tabindex=0 if first else -1,
