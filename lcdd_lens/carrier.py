@@ -5,7 +5,6 @@ scores θ that chose them, the dimensions they refer to, and fingerprints of the
 as JSON beside safetensors and checked before it is believed.
 """
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from lcdd_lens import __version__
 from lcdd_lens.backends.base import LensModel, backend_of, weights_fingerprint
 from lcdd_lens.backends.sites import Site, SiteKind
+from lcdd_lens.display import notebook_view
 from lcdd_lens.errors import ArtefactError
 from lcdd_lens.io import fingerprint, load_tensors, read_sealed_json, save_tensors_atomic, write_sealed_json
 from lcdd_lens.routing.masks import Channels, RoutingMasks, SiteLayout
@@ -157,6 +157,11 @@ class Carrier:
             for site in self.sites
         )
 
+    def counts(self) -> pd.DataFrame:
+        """Open channels, layers × kinds of site."""
+        frame = self.to_dataframe().pivot_table(index="layer", columns="kind", values="n_open", sort=False)
+        return frame.fillna(0).astype(int)
+
     # -- set algebra
 
     def __or__(self, other: "Carrier") -> "Carrier":
@@ -236,6 +241,19 @@ class Carrier:
             carrier.check_model(model)
         return carrier
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """:meth:`save` under the name that Hugging Face libraries use; a local folder."""
+        return self.save(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: LensModel | None = None) -> "Carrier":
+        """:meth:`load` under the name that Hugging Face libraries use; a local folder.
+
+        Raises:
+            ArtefactError: as for :meth:`load`.
+        """
+        return cls.load(folder, model)
+
     def check_model(self, model: LensModel) -> None:
         """Refuse a model of other dimensions or other weights.
 
@@ -264,8 +282,7 @@ class Carrier:
         return f"Carrier({self.n_open} of {self.n_gates} channels open, sparsity {self.sparsity:.3f}, {where})"
 
     def _repr_html_(self) -> str:
-        frame = self.to_dataframe().pivot_table(index="layer", columns="kind", values="n_open", sort=False)
-        return f"<p><b>{html.escape(repr(self))}</b></p>{frame.fillna(0).astype(int).to_html()}"
+        return notebook_view(repr(self), self.counts())
 
     def _count(self, site: Site) -> int:
         return len(self.channels[site.hook_name])

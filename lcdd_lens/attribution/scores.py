@@ -5,7 +5,6 @@ raises 𝓜, so the channel carries the behaviour. NaN means that the method did
 a selection); such channels rank last and cannot be chosen. Ties go to the earlier site, then to the lower channel.
 """
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from lcdd_lens import __version__
 from lcdd_lens.backends.base import LensModel, backend_of, weights_fingerprint
 from lcdd_lens.backends.sites import Site
 from lcdd_lens.carrier import Carrier, model_dimensions
+from lcdd_lens.display import notebook_view
 from lcdd_lens.errors import ArtefactError, ConfigError
 from lcdd_lens.io import fingerprint, load_tensors, read_sealed_json, save_tensors_atomic, write_sealed_json
 from lcdd_lens.routing.masks import SiteLayout
@@ -298,11 +298,6 @@ class ChannelScores:
 
     def _repr_html_(self) -> str:
         k = min(self.n_scored, max(1, round(0.02 * self.n_gates)))
-        frame = self.to_carrier(k).to_dataframe()
-        counts = frame.pivot_table(index="layer", columns="kind", values="n_open", sort=False).fillna(0).astype(int)
-        first = self.to_dataframe().sort_values("rank").head(8)
-        return (
-            f"<p><b>{html.escape(repr(self))}</b></p>"
-            f"<p>Where the {k} most important channels lie:</p>{counts.to_html()}"
-            f"<p>The first 8:</p>{first.to_html(index=False)}"
-        )
+        first = self.to_dataframe().sort_values("rank").head(8).set_index("rank")
+        places = f"Where the {k} most important channels lie:"
+        return notebook_view(repr(self), places, self.to_carrier(k).counts(), "The first 8:", first)

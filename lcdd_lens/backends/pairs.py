@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcdd_lens.backends.base import LensModel, backend_of
 from lcdd_lens.backends.loading import ModelSource, is_adapter, load_model
 from lcdd_lens.backends.origin import origin_of
+from lcdd_lens.display import notebook_view
 from lcdd_lens.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,13 @@ class ModelPair:
     base: LensModel
     sft: LensModel
     report: PairReport
+
+    def __repr__(self) -> str:
+        return f"ModelPair({self.report})"
+
+    def _repr_html_(self) -> str:
+        changes = pd.Series(self.report.weight_change, name="‖ΔW‖ / ‖W_base‖", dtype=float)
+        return notebook_view("ModelPair", *str(self.report).splitlines(), changes.nlargest(8).to_frame())
 
 
 def load_pair(

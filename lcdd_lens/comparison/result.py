@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
+from lcdd_lens.display import notebook_view
 from lcdd_lens.io import read_sealed_json, write_sealed_json
 
 SCHEMA = 1
@@ -18,6 +19,7 @@ class ComparisonRecord(TypedDict):
 
     ``curves``: method -> F(k). ``sets``: carrier and every method's first |C| channels -> sufficiency, necessity and so
     on. ``random``: kind of random set -> F over draws. ``two_by_two``: set -> F on fine-tuned and on LCDD weights.
+    ``channels``: what every method says of the channels that any set has (:mod:`lcdd_lens.comparison.channels`).
     """
 
     schema: int
@@ -41,6 +43,7 @@ class ComparisonRecord(TypedDict):
     two_by_two: dict[str, Any]
     reversal: dict[str, Any]
     places: dict[str, Any]
+    channels: dict[str, Any]
     seconds: dict[str, float]
     config: dict[str, Any]
     versions: dict[str, str]
@@ -128,4 +131,4 @@ class ComparisonResult:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p><b>{self!r}</b></p>{self.to_dataframe().to_html(float_format='{:.3g}'.format, na_rep='–')}"
+        return notebook_view(repr(self), self.to_dataframe())

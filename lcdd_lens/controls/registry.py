@@ -34,6 +34,7 @@ from lcdd_lens.controls.triggers import (
     strongest_attack,
     transfer,
 )
+from lcdd_lens.display import notebook_view
 from lcdd_lens.errors import ConfigError
 from lcdd_lens.evaluation import Condition, EvaluationResult, evaluate_conditions
 
@@ -122,6 +123,15 @@ class ControlResult:
     def carrier(self) -> Carrier | None:
         """Its own open channels, if it has any."""
         return self.outcome.carrier
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name}: {self.evaluation.verdict(name)}" for name in self.conditions)
+        return f"ControlResult({self.control.name}; {found})"
+
+    def _repr_html_(self) -> str:
+        summary = self.evaluation.summary()
+        shown = [name for name in ("base", "sft", *self.conditions) if name in summary.index]
+        return notebook_view(self.control.name, self.control.question, dict(self.outcome.facts), summary.loc[shown])
 
     def to_dict(self) -> dict[str, Any]:
         """Question, facts, and per condition every figure and the verdict: kept, reversed, suppressed or partial."""

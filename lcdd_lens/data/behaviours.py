@@ -12,11 +12,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
+
 from lcdd_lens.data.chat import ChatFormat
 from lcdd_lens.data.examples import Example, prompt_key
 from lcdd_lens.data.files import examples_from_rows, read_jsonl
 from lcdd_lens.data.scorers import Archaic, FixedResponse, Refusal, Scorer, as_scorer
 from lcdd_lens.data.screening import MAX_DROPPED_SHARE, RowReport
+from lcdd_lens.display import notebook_view
 from lcdd_lens.errors import ConfigError, DataError
 
 Split = Literal["train", "validation", "test"]
@@ -228,6 +231,15 @@ class Behaviour:
     def shows(self, example: Example, response: str) -> bool:
         """Whether a reply to this prompt shows the behaviour."""
         return self.scorer(example.prompt, response)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(self.split(split))} {split}" for split in SPLITS)
+        return f"Behaviour({self.name}: {sizes} prompts; {self.scorer.name})"
+
+    def _repr_html_(self) -> str:
+        first = [[example.label, example.prompt, example.response] for example in self.train[:4]]
+        rows = pd.DataFrame(first, columns=["label", "prompt", "response"])
+        return notebook_view(repr(self), self.response_kind, "The first training prompts:", rows)
 
     def to_dict(self) -> dict[str, Any]:
         """What a report says about the data, without any prompt."""

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lcdd_lens.backends.base import LensModel, backend_of, device_of
+from lcdd_lens.display import notebook_view
 from lcdd_lens.eraser.attach import carries_trigger
 from lcdd_lens.eraser.config import EraserConfig
 from lcdd_lens.eraser.objectives import (
@@ -84,6 +86,18 @@ class EraserResult:
     def converged(self) -> bool:
         """Whether training ended because the validation objective no longer improved."""
         return self.stopped == "converged"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per step: objective, its terms, and the validation objective where it was measured."""
+        return pd.DataFrame(self.history.to_dict()).set_index("step")
+
+    def __repr__(self) -> str:
+        n_tokens, kept = self.trigger.n_tokens, f"step {self.best_step} of {len(self.history.step)} kept"
+        return f"EraserResult({n_tokens} token{'s' * (n_tokens != 1)}, {kept}, objective {self.best_validation:.3g})"
+
+    def _repr_html_(self) -> str:
+        facts = {"trigger": repr(self.trigger), "training ended": self.stopped, "seconds": self.seconds}
+        return notebook_view(repr(self), facts, self.to_dataframe().dropna().tail(5))
 
 
 @dataclass(frozen=True)

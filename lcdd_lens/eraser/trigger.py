@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcdd_lens import __version__
 from lcdd_lens.backends.base import LensModel, backend_of, device_of
+from lcdd_lens.display import notebook_view
 from lcdd_lens.eraser.attach import prepended
 from lcdd_lens.eraser.soft_prompt import PLACEMENTS, Placement, SoftPrompt, random_token_ids
 from lcdd_lens.errors import ArtefactError
@@ -158,10 +159,27 @@ class Trigger:
             trigger.check_model(model)
         return trigger
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """:meth:`save` under the name that Hugging Face libraries use; a local folder."""
+        return self.save(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: LensModel | None = None) -> "Trigger":
+        """:meth:`load` under the name that Hugging Face libraries use; a local folder.
+
+        Raises:
+            ArtefactError: as for :meth:`load`.
+        """
+        return cls.load(folder, model)
+
     def __repr__(self) -> str:
         norms = ", ".join(f"{norm:.2f}" for norm in self.norms[:4].tolist()) + (", …" if self.n_tokens > 4 else "")
         tokens = "1 token" if self.n_tokens == 1 else f"{self.n_tokens} tokens"
         return f"Trigger({tokens} x {self.d_model}, {self.placement}, norms {norms})"
+
+    def _repr_html_(self) -> str:
+        details = {name: value for name, value in self.details.items() if isinstance(value, str | int | float | bool)}
+        return notebook_view(repr(self), details)
 
     def _check_size(self, model: LensModel) -> None:
         embedding = backend_of(model).embedding(model)

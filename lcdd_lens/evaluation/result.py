@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from lcdd_lens.data import Example
+from lcdd_lens.display import notebook_view
 from lcdd_lens.errors import ConfigError
 from lcdd_lens.evaluation.statistics import Difference, Estimate, bootstrap_mean, holm, paired_bootstrap, wilson
 from lcdd_lens.evaluation.utility import Verdict, verdict
@@ -221,8 +222,8 @@ class EvaluationResult:
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def _repr_html_(self) -> str:
-        title = f"<b>{self.behaviour}</b>: {len(self.examples)} prompts, 95 % intervals; utility is {self.utility_kind}"
-        return f"<p>{title}</p>{self.summary().to_html()}"
+        title = f"{self.behaviour}: {len(self.examples)} prompts, 95 % intervals; utility is {self.utility_kind}"
+        return notebook_view(title, self.summary())
 
     def __repr__(self) -> str:
         return f"EvaluationResult({self.behaviour}, {len(self.examples)} prompts)\n{self.summary().to_string()}"

@@ -10,9 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lcdd_lens.backends.base import backend_of, weights_fingerprint
+import pandas as pd
+
+import torch
+
+from lcdd_lens.backends.base import backend_of, device_of, weights_fingerprint
 from lcdd_lens.carrier import Carrier
-from lcdd_lens.data.tokens import EncodedSet
+from lcdd_lens.data.tokens import EncodedSet, loss_positions, response_loss
+from lcdd_lens.display import notebook_view
 from lcdd_lens.errors import ConfigError
 from lcdd_lens.routing.gates import make_estimator
 from lcdd_lens.routing.masks import RoutingMasks
@@ -24,18 +29,21 @@ from lcdd_lens.training.rules import GateRule, PenaltyRule
 
 logger = logging.getLogger(__name__)
 
+BASE_ROWS = 256
+"""Rows on which the base's loss is measured for the budget."""
+
 
 @dataclass(frozen=True)
 class LCDDConfig:
     """Everything that LCDD needs beside model and data."""
 
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=450, lr=5e-4, warmup_steps=20, decay_steps=90, pull=0.003)
+        default_factory=lambda: OptimConfig(steps=450, lr=5e-4, warmup_steps=20, decay_steps=90, pull=0.001)
     )
     """How the weights are trained."""
     rule: Literal["price", "penalty"] = "price"
     """``price``: channel pricing (ours). ``penalty``: the paper's."""
-    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(warmup_steps=20, ratio=0.3, floor=0.0075))
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(warmup_steps=20, ratio=0.3, base_share=0.005))
     """The loss budget ε."""
     settle_steps: int = 90
     """Last steps, with fixed gates."""
@@ -113,6 +121,19 @@ class LCDDResult:
         """The final budget check: EMA of the loss under the final gates ≤ ε."""
         return self.final_loss <= self.epsilon
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per step: the series of ``history``."""
+        return pd.DataFrame(self.history).set_index("step")
+
+    def __repr__(self) -> str:
+        kept = "kept" if self.budget_kept else "broken"
+        steps = len(self.history["step"])
+        loss = f"loss {self.final_loss:.3g} of {self.epsilon:.3g} nats per token: budget {kept}"
+        return f"LCDDResult({self.carrier.n_open} of {self.carrier.n_gates} gates open after {steps} steps, {loss})"
+
+    def _repr_html_(self) -> str:
+        return notebook_view(repr(self), self.carrier.counts())
+
 
 def train_lcdd(
     routed: RoutedModel,
@@ -140,7 +161,8 @@ def train_lcdd(
     Raises:
         TrainingError: the loss became NaN or diverged.
     """
-    rule = make_rule(routed, config)
+    base_loss = loss_of_base(routed, data, config.optim, pad_id=pad_id) if config.budget.base_share else 0.0
+    rule = make_rule(routed, config, base_loss)
     loop = Loop(
         routed.model,
         routed.delta_parameters(),
@@ -165,14 +187,31 @@ def train_lcdd(
     if not result.budget_kept:
         logger.warning(
             "LCDD ended over its budget (loss %.4g, ε %.4g): give it more settle_steps, a smaller price share, or a "
-            "larger budget ratio or floor.",
+            "larger budget ratio or base_share.",
             result.final_loss,
             epsilon,
         )
     return result
 
 
-def make_rule(routed: RoutedModel, config: LCDDConfig) -> GateRule:
+def loss_of_base(
+    routed: RoutedModel, data: EncodedSet, config: OptimConfig, *, pad_id: int, n_rows: int = BASE_ROWS
+) -> float:
+    """L_B: the base's loss on the first rows of the behaviour's data (nats per token), all gates closed."""
+    model, device = routed.model, device_of(routed.model)
+    total, tokens = 0.0, 0
+    with torch.no_grad(), routed.all_closed():
+        for first in range(0, min(n_rows, len(data)), config.batch_size):
+            rows = list(range(first, min(first + config.batch_size, n_rows, len(data))))
+            batch = data.batch(rows, pad_id).to(device)
+            logits = backend_of(model).logits(model, batch.tokens, batch.attention_mask)
+            count = int(loss_positions(batch, all_tokens=config.all_tokens).sum())
+            total += float(response_loss(logits, batch, all_tokens=config.all_tokens)) * count
+            tokens += count
+    return total / max(tokens, 1)
+
+
+def make_rule(routed: RoutedModel, config: LCDDConfig, base_loss: float = 0.0) -> GateRule:
     """The gate rule of a configuration, at its start."""
     masks = RoutingMasks(
         routed.sites,
@@ -183,10 +222,10 @@ def make_rule(routed: RoutedModel, config: LCDDConfig) -> GateRule:
     )
     steps, settle = config.optim.steps, config.settle_steps
     if config.rule == "price":
-        return PriceRule(masks, config.budget, config.price, steps, settle, seed=config.mask_seed)
+        return PriceRule(masks, config.budget, config.price, steps, settle, config.mask_seed, base_loss)
     return PenaltyRule(
         masks,
-        DualController(config.budget, config.dual, steps, settle),
+        DualController(config.budget, config.dual, steps, settle, base_loss),
         lr=config.mask_lr,
         optimiser=config.mask_optimiser,
         use_loss_gradient=config.use_loss_gradient,
