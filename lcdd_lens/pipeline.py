@@ -305,7 +305,7 @@ class _Run:
         base = self._timed("load", lambda: load_model(config.base, dtype=dtype, device=config.device))
         behaviour = make_behaviour(config.behaviour, config.seed)
         settings = self.settings = self._resolve(base)
-        data = self._encode(base, behaviour, settings.eraser.n_tokens)
+        data = self._encode(base, behaviour, settings.eraser)
         sft = self._given_sft(base, dtype)
         # Only now, with all input read and checked, is the folder marked as this run's.
         write_json_atomic(self.out / RUN, {"schema": RESULTS_SCHEMA, "config": _plain(asdict(config))})
@@ -357,7 +357,10 @@ class _Run:
             config.eraser or replace(EraserConfig.for_model(base), seed=config.seed),
         )
 
-    def _encode(self, base: LensModel, behaviour: Behaviour, reserve: int) -> dict[str, EncodedSet]:
+    def _encode(self, base: LensModel, behaviour: Behaviour, eraser: EraserConfig) -> dict[str, EncodedSet]:
+        # The eraser lets the models answer training and validation prompts, the evaluation the others.
+        answer = eraser.answer_tokens if eraser.w_answer else 0
+
         def encoded(split: str, with_responses: bool) -> EncodedSet:
             return encode(
                 base.tokenizer,
@@ -365,8 +368,8 @@ class _Run:
                 behaviour.split(split),  # type: ignore[arg-type]
                 base.cfg.n_ctx,
                 with_responses=with_responses,
-                max_new_tokens=0 if with_responses else self.config.evaluation.max_new_tokens,
-                reserve=reserve,
+                max_new_tokens=self.config.evaluation.max_new_tokens if split == "test" else answer,
+                reserve=eraser.n_tokens,
                 source=f"{split} prompts",
             )
 

@@ -57,6 +57,8 @@ class MaskOnly:
     def __post_init__(self) -> None:
         if self.loss not in ("ce", "kl"):
             raise ConfigError(f"loss is {self.loss!r}: expected 'ce' or 'kl'.")
+        if self.rule.budget.base_share:
+            raise ConfigError("mask only measures no base loss: give its budget a floor instead of base_share.")
 
     @classmethod
     def hard_concrete(cls, loss: Loss = "ce") -> "MaskOnly":

@@ -2,7 +2,7 @@
 
 from lcdd_lens.training.dual import BudgetConfig, DualConfig, DualController, LossBudget
 from lcdd_lens.training.fixed import FixedGates, train_under_mask
-from lcdd_lens.training.lcdd import LCDDConfig, LCDDResult, make_rule, train_lcdd
+from lcdd_lens.training.lcdd import LCDDConfig, LCDDResult, loss_of_base, make_rule, train_lcdd
 from lcdd_lens.training.loop import History, OptimConfig, gated_parameters
 from lcdd_lens.training.price import PriceConfig, PriceRule
 from lcdd_lens.training.rules import GateRule, PenaltyRule
@@ -25,6 +25,7 @@ __all__ = [
     "PriceRule",
     "gated_parameters",
     "lcdd_config_for",
+    "loss_of_base",
     "make_rule",
     "sft_config_for",
     "train_lcdd",

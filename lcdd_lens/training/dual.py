@@ -5,11 +5,13 @@
 The budget ε comes from a bias-corrected moving average of the batch loss at the end of the warm-up. After it the dual
 variable λ, the price of an open gate, follows the violation of the budget:
 
-    EMA_t = β·EMA_{t−1} + (1 − β)·L_t,   corrected by 1 − β^t          ε = max((1 + ρ)·EMA, floor) at t = T_warm
+    EMA_t = β·EMA_{t−1} + (1 − β)·L_t,   corrected by 1 − β^t          ε = max((1 + ρ)·EMA, τ·L_B) at t = T_warm
     v = clip((EMA − ε)/ε, −V, V)                                       λ ← clamp(λ·exp(−η·v), λ_min, λ_max)
 
-Two things are ours. An absolute *floor* on ε: a behaviour that fine-tuning fits perfectly has a loss near zero, and a
-budget relative to zero is no budget. Separate rates η for growth and shrink: with equal ones λ overshoots, gates close
+Two things are ours. A smallest ε, τ·L_B, where L_B is the base's own loss on the same data: a behaviour that fine-tuning
+fits perfectly has a loss near zero, and a budget relative to zero is no budget. Measured against the base, the budget is a
+share of what fine-tuning gained, whatever the behaviour's loss looks like (an absolute *floor* in nats can be given as
+well). Separate rates η for growth and shrink: with equal ones λ overshoots, gates close
 whose straight-through derivative then vanishes, and the behaviour is lost for good.
 """
 
@@ -32,16 +34,23 @@ class BudgetConfig:
     """T_warm: steps before ε is fixed."""
     ratio: float = 0.3
     """ρ: the slack relative to the loss at the end of the warm-up (paper: 0.2-0.3)."""
+    base_share: float = 0.0
+    """τ: smallest ε as a share of the base's loss on the same data (ours); 0: none."""
     floor: float = 0.0
-    """Smallest ε, in nats per token (ours)."""
+    """Smallest ε, in nats per token (ours); 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:
             raise ConfigError(f"budget beta is {self.beta}: expected a value in [0, 1).")
         if self.warmup_steps < 1:
             raise ConfigError(f"budget warmup_steps is {self.warmup_steps}: expected at least 1.")
-        if self.ratio < 0 or self.floor < 0:
-            raise ConfigError(f"budget ratio and floor must not be negative; got {self.ratio} and {self.floor}.")
+        if min(self.ratio, self.base_share, self.floor) < 0:
+            raise ConfigError(
+                f"budget ratio, base_share and floor must not be negative; got {self.ratio}, {self.base_share} and "
+                f"{self.floor}."
+            )
+        if self.base_share >= 1:
+            raise ConfigError(f"budget base_share is {self.base_share}: at 1 the base itself keeps the budget.")
 
 
 class BudgetState(TypedDict):
@@ -53,10 +62,16 @@ class BudgetState(TypedDict):
 
 
 class LossBudget:
-    """Moving average of the loss and the budget ε that it must keep."""
+    """Moving average of the loss and the budget ε that it must keep.
 
-    def __init__(self, config: BudgetConfig) -> None:
+    Args:
+        config: how ε is set.
+        base_loss: L_B, the base's loss on the same data (nats per token), where ``base_share`` needs it.
+    """
+
+    def __init__(self, config: BudgetConfig, base_loss: float = 0.0) -> None:
         self.config = config
+        self._smallest = max(config.floor, config.base_share * base_loss)
         self.steps = 0
         self.epsilon: float | None = None
         self._raw = 0.0
@@ -67,7 +82,7 @@ class LossBudget:
         self.steps += 1
         self._raw = beta * self._raw + (1 - beta) * loss
         if self.steps == self.config.warmup_steps:
-            self.epsilon = max(self.ema * (1 + self.config.ratio), self.config.floor)
+            self.epsilon = max(self.ema * (1 + self.config.ratio), self._smallest)
 
     @property
     def ema(self) -> float:
@@ -136,14 +151,22 @@ class DualController:
         config: how λ moves.
         total_steps: length of the run.
         settle_steps: its last steps, in which only weights train, so that the run does not stop in mid-oscillation.
+        base_loss: the base's loss on the same data (nats per token).
     """
 
-    def __init__(self, budget: BudgetConfig, config: DualConfig, total_steps: int, settle_steps: int = 0) -> None:
+    def __init__(
+        self,
+        budget: BudgetConfig,
+        config: DualConfig,
+        total_steps: int,
+        settle_steps: int = 0,
+        base_loss: float = 0.0,
+    ) -> None:
         if settle_steps < 0 or budget.warmup_steps + settle_steps > total_steps:
             raise ConfigError(
                 f"warm-up ({budget.warmup_steps}) and settling ({settle_steps}) do not fit into {total_steps} steps."
             )
-        self.budget = LossBudget(budget)
+        self.budget = LossBudget(budget, base_loss)
         self.config = config
         self.price = config.initial
         self._settle_from = total_steps - settle_steps

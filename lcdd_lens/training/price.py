@@ -9,17 +9,21 @@ L + λ|m|, and to first order a gate is worth keeping exactly when closing it co
 ranking meaningful when the loss is near zero.) λ is the dual variable. It ascends while the budget is kept: every
 ``every`` steps it rises to the value that closes the ``share`` of the open gates with the lowest S. When the budget is
 broken it waits for the weights to recover; after ``patience`` failed checks it falls back to the previous price, which
-reopens the gates that closed last, and the share is halved: a dual ascent with backtracking. The last price rise is
-undone when settling starts, and the gates then stay fixed while the weights settle.
+reopens the gates that closed last, and the share is halved: a dual ascent with backtracking. Every rise that follows a
+kept budget lets the share grow again by ``regrowth``, so one early failure does not slow the rest. The last price rise
+is undone when settling starts, and the gates then stay fixed while the weights settle.
 
 Unlike the straight-through penalty, nothing random enters: no θ₀ decides, only the loss.
+
+Two restrictions ask where a behaviour *can* live: ``layers`` closes every gate elsewhere for good when the budget is set,
+and ``scope="layer"`` closes the same share in every layer.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lcdd_lens.errors import ConfigError
@@ -27,6 +31,8 @@ from lcdd_lens.routing.masks import RoutingMasks
 from lcdd_lens.training.dual import BudgetConfig, LossBudget, Phase
 
 Order = Literal["sensitivity", "random"]
+Scope = Literal["global", "layer"]
+_FOR_GOOD = -1
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,16 @@ class PriceConfig:
     """Decay of the moving average S."""
     batch_slack: float = 2.0
     """A rise also needs the present batch loss to be at most this multiple of ε."""
+    regrowth: float = 1.25
+    """Factor by which the share grows with a rise, up to ``share``; 1: it never recovers from a failure."""
     patience: int = 5
     """Failed checks before the price falls back."""
     order: Order = "sensitivity"
     """``random`` closes gates in random order under the same schedule (a control)."""
+    scope: Scope = "global"
+    """``layer``: gates compete within their layer, so that every layer keeps the same share (an experiment)."""
+    layers: tuple[int, ...] | None = None
+    """Layers whose gates may stay open; those of all others close when the budget is set (an experiment)."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.patience < 1:
@@ -59,6 +71,10 @@ class PriceConfig:
             raise ConfigError(f"price max_sparsity is {self.max_sparsity}: expected a share of gates in [0, 1].")
         if not 0 <= self.decay < 1 or self.batch_slack <= 0:
             raise ConfigError("price decay must be in [0, 1) and batch_slack positive.")
+        if self.regrowth < 1:
+            raise ConfigError(f"price regrowth is {self.regrowth}: expected at least 1.")
+        if self.layers is not None and not self.layers:
+            raise ConfigError("price layers is empty: name the layers whose gates may stay open, or None for all.")
 
 
 class PriceRule:
@@ -71,6 +87,7 @@ class PriceRule:
         total_steps: length of the run.
         settle_steps: its last steps, in which the gates stay fixed.
         seed: seed of the random order (control only).
+        base_loss: the base's loss on the same data (nats per token).
     """
 
     def __init__(
@@ -81,6 +98,7 @@ class PriceRule:
         total_steps: int,
         settle_steps: int,
         seed: int = 0,
+        base_loss: float = 0.0,
     ) -> None:
         if settle_steps < 0 or budget.warmup_steps + settle_steps > total_steps:
             raise ConfigError(
@@ -88,7 +106,7 @@ class PriceRule:
             )
         self.masks = masks
         self.config = config
-        self._budget = LossBudget(budget)
+        self._budget = LossBudget(budget, base_loss)
         self._settle_from = total_steps - settle_steps
         self._share = config.share
         self._failed = 0
@@ -97,6 +115,9 @@ class PriceRule:
         generator = torch.Generator().manual_seed(seed)
         self._random_order = torch.rand(masks.n_gates, generator=generator)
         self._saliency = torch.zeros(masks.n_gates)
+        self._layer = torch.tensor([site.layer for site in masks.layout.sites])[masks.layout.groups()]
+        if config.layers is not None and (missing := set(config.layers) - set(self._layer.tolist())):
+            raise ConfigError(f"price layers {sorted(missing)}: the model has layers 0 to {int(self._layer.max())}.")
         # The price rise that closed each gate; 0 is open.
         self._closed_at = torch.zeros(masks.n_gates, dtype=torch.long)
         self._publish()
@@ -125,6 +146,9 @@ class PriceRule:
         decay = self.config.decay if self._budget.steps else 0.0
         self._saliency = decay * self._saliency + (1 - decay) * relative
         self._budget.update(loss)
+        if self._budget.steps == self._budget.config.warmup_steps and self.config.layers is not None:
+            elsewhere = ~torch.isin(self._layer, torch.tensor(self.config.layers))
+            self._closed_at[elsewhere] = _FOR_GOOD
         if self.phase == "descent" and self._budget.steps % self.config.every == 0:
             self._check(loss)
         elif self.phase == "settling" and not was_settling:
@@ -138,6 +162,7 @@ class PriceRule:
             self._failed = 0
             if self._share >= self.config.min_share:
                 self._rise()
+                self._share = min(self.config.share, self._share * self.config.regrowth)
             return
         self._failed += 1
         if self._failed >= self.config.patience:
@@ -153,10 +178,22 @@ class PriceRule:
         if not 1 <= n_closing < n_open:
             return
         keys = self._saliency if self.config.order == "sensitivity" else self._random_order
-        ranked = torch.where(is_open, keys, torch.inf).argsort(stable=True)
+        ranked = self._cheapest_first(torch.where(is_open, keys, torch.inf))
         closing = ranked[:n_closing]
-        self._prices.append(float(keys[closing[-1]]))
+        self._prices.append(float(keys[closing].max()))
         self._closed_at[closing] = len(self._prices)
+
+    def _cheapest_first(self, keys: Float[Tensor, " gate"]) -> Int[Tensor, " gate"]:
+        """Gates by rising key; within layers, by rising rank in their layer (closed gates have infinite keys)."""
+        if self.config.scope == "global":
+            return keys.argsort(stable=True)
+        standing = torch.full_like(keys, torch.inf)
+        for layer in self._layer.unique():
+            mine = (self._layer == layer).nonzero().squeeze(-1)
+            n_open = int(keys[mine].isfinite().sum())
+            order = mine[keys[mine].argsort(stable=True)][:n_open]
+            standing[order] = torch.arange(1, n_open + 1) / max(n_open, 1)
+        return standing.argsort(stable=True)
 
     def _fall_back(self) -> None:
         if self._prices:

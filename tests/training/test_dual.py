@@ -56,6 +56,18 @@ def test_the_floor_holds_where_a_relative_budget_would_be_none() -> None:
     assert high.epsilon == pytest.approx(1.3)
 
 
+def test_the_budget_is_at_least_a_share_of_the_base_s_loss() -> None:
+    def epsilon(loss: float, base_loss: float, floor: float = 0.0) -> float | None:
+        budget = LossBudget(BudgetConfig(warmup_steps=1, ratio=0.3, base_share=0.01, floor=floor), base_loss)
+        budget.update(loss)
+        return budget.epsilon
+
+    assert epsilon(1e-5, 4.0) == pytest.approx(0.04)
+    assert epsilon(1e-5, 2.0) == pytest.approx(0.02)
+    assert epsilon(1e-5, 2.0, floor=0.5) == 0.5
+    assert epsilon(1.0, 2.0) == pytest.approx(1.3)
+
+
 def test_there_is_no_violation_before_there_is_a_budget() -> None:
     budget = LossBudget(BudgetConfig(warmup_steps=3))
     budget.update(100.0)
@@ -168,6 +180,8 @@ def test_a_restored_controller_goes_on_as_if_nothing_had_happened(before: list[f
         (lambda: BudgetConfig(warmup_steps=0), "at least 1"),
         (lambda: BudgetConfig(ratio=-0.1), "must not be negative"),
         (lambda: BudgetConfig(floor=-1.0), "must not be negative"),
+        (lambda: BudgetConfig(base_share=-0.1), "must not be negative"),
+        (lambda: BudgetConfig(base_share=1.0), "the base itself keeps the budget"),
         (lambda: DualConfig(minimum=0.0), "0 < minimum"),
         (lambda: DualConfig(initial=20.0), "initial ≤ maximum"),
         (lambda: DualConfig(shrink=-1.0), "must not be negative"),

@@ -9,6 +9,7 @@ from einops import rearrange
 
 from lcdd_lens.backends import LensModel, backend_of, load_model
 from lcdd_lens.data import EncodedSet
+from lcdd_lens.data.tokens import response_loss
 from lcdd_lens.errors import ArtefactError, ConfigError
 from lcdd_lens.routing import HardConcrete, RoutedModel
 from lcdd_lens.training import (
@@ -20,6 +21,7 @@ from lcdd_lens.training import (
     PenaltyRule,
     PriceConfig,
     PriceRule,
+    loss_of_base,
     make_rule,
     train_lcdd,
     train_sft,
@@ -75,6 +77,27 @@ def lcdd(world: World, config: LCDDConfig) -> Run:
 @pytest.fixture(scope="module")
 def priced(world: World) -> Run:
     return lcdd(world, PRICE)
+
+
+def test_the_base_s_loss_is_measured_with_all_gates_closed_and_every_token_counts_once(world: World) -> None:
+    routed = RoutedModel(backend_of(world.sft).clone(world.sft), world.base)
+    batch = world.taught.batch(list(range(50)), PAD)
+    with torch.no_grad():
+        output = backend_of(world.base).logits(world.base, batch.tokens, batch.attention_mask)
+        expected = float(response_loss(output, batch))
+    for size in (7, 50):
+        config = OptimConfig(steps=1, lr=1e-3, batch_size=size)
+        found = loss_of_base(routed, world.taught, config, pad_id=PAD, n_rows=50)
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert bool((torch.cat(list(routed.gates.values())) == 1).all())
+
+
+def test_a_budget_relative_to_the_base_scales_with_its_loss(world: World) -> None:
+    config = replace(PRICE, budget=BudgetConfig(warmup_steps=10, ratio=0.0, base_share=0.1))
+    found = lcdd(world, config).result
+    routed = RoutedModel(backend_of(world.sft).clone(world.sft), world.base)
+    base_loss = loss_of_base(routed, world.taught, config.optim, pad_id=PAD)
+    assert found.epsilon == pytest.approx(0.1 * base_loss, rel=1e-5)
 
 
 def rate(model: LensModel, world: World) -> float:

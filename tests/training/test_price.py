@@ -140,6 +140,32 @@ def test_after_patience_failures_the_last_rise_is_undone_and_the_share_halved() 
     assert feed(rule, GOOD, 5)[-1] == 80 - 8
 
 
+def test_the_share_grows_back_with_every_rise_that_the_budget_bears() -> None:
+    rule = make(PriceConfig(every=1, share=0.2, patience=1, regrowth=1.5))
+    assert feed(rule, GOOD, 10)[-1] == 80
+    assert feed(rule, BAD, 1)[-1] == 100
+    # After the failure the share is 0.1, then 0.15, then 0.2 again and no more.
+    assert feed(rule, GOOD, 4) == [90, 90 - 14, 76 - 15, 61 - 12]
+
+
+def test_gates_outside_the_chosen_layers_close_with_the_warm_up_and_never_open_again() -> None:
+    rule = make(PriceConfig(every=1, share=0.2, patience=1, layers=(1,)))
+    assert feed(rule, GOOD, 9)[-1] == N
+    feed(rule, GOOD, 5)
+    feed(rule, BAD, 50)
+    assert rule.gates(0)[:60].sum() == 0
+    assert rule.gates(0)[60:].sum() == 40
+
+
+def test_within_layers_every_layer_loses_the_same_share_whatever_its_sensitivity() -> None:
+    slopes = torch.cat([SLOPES[:60] * 1e-3, SLOPES[60:]])
+    rule = make(PriceConfig(every=1, share=0.2, scope="layer"))
+    feed(rule, GOOD, 10, slopes)
+    assert rule.gates(0)[:60].sum() == 48 and rule.gates(0)[60:].sum() == 32
+    closed = (rule.gates(0)[60:] == 0).nonzero().flatten().tolist()
+    assert set(closed) == set(slopes[60:].abs().argsort()[:8].tolist())
+
+
 def test_failures_must_come_in_a_row() -> None:
     rule = make(PriceConfig(every=1, patience=3, share=0.1))
     feed(rule, GOOD, 10)
@@ -235,11 +261,18 @@ def test_the_rule_is_a_gate_rule() -> None:
         ({"decay": 1.0}, "decay"),
         ({"batch_slack": 0.0}, "batch_slack"),
         ({"max_sparsity": 1.2}, "max_sparsity"),
+        ({"regrowth": 0.9}, "regrowth"),
+        ({"layers": ()}, "layers is empty"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PriceConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_layers_that_the_model_lacks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layers \[7\].*0 to 1"):
+        make(PriceConfig(layers=(0, 7)))
 
 
 def test_a_schedule_that_does_not_fit_is_refused() -> None:
