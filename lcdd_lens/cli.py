@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 for wrong input, 130 for an interrupted run."""
     args = make_parser().parse_args(arguments)
-    _quieten(verbose=getattr(args, "verbose", False))
+    _quieten(verbose=getattr(args, "verbose", False), quiet=getattr(args, "quiet", False))
     work: Callable[[argparse.Namespace], int] = args.work
     try:
         return work(args)
@@ -302,12 +302,9 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _experiment(config: "ExperimentConfig", out: Path, *, quiet: bool, resume: bool = False) -> int:
-    from transformers.utils.logging import disable_progress_bar
-
     from lcdd_lens.pipeline import run_experiment
     from lcdd_lens.report.terminal import results_table
 
-    disable_progress_bar()  # of writing weights: our own bars say more
     try:
         results = run_experiment(config, out, progress=not quiet, resume=resume).results
     except KeyboardInterrupt:
@@ -458,8 +455,10 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _quieten(*, verbose: bool) -> None:
-    """Warnings of libraries that a user cannot act on stay silent; our own are shown."""
+def _quieten(*, verbose: bool, quiet: bool) -> None:
+    """Warnings of libraries that a user cannot act on stay silent; our own are shown. ``quiet``: no bar of theirs."""
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

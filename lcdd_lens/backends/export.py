@@ -21,6 +21,7 @@ from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel
 
 from lcdd_lens.backends.architectures import architecture_of
+from lcdd_lens.backends.bars import without_library_bars
 from lcdd_lens.backends.base import LensModel
 from lcdd_lens.backends.layout import UNEMBEDDING, Link, axis_sizes, head_name
 from lcdd_lens.backends.origin import origin_of
@@ -50,7 +51,7 @@ def export_hf(model: LensModel, folder: str | Path, *, hf_config: Any = None, ov
     """
     hf_model = _to_hf(model, hf_config)
     target = Path(folder).expanduser()
-    with _new_folder(target, overwrite) as temporary:
+    with _new_folder(target, overwrite) as temporary, without_library_bars():
         hf_model.save_pretrained(str(temporary))
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(str(temporary))

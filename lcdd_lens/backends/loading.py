@@ -5,6 +5,7 @@ Unprocessed means that no norm is folded and nothing is centred: weights are the
 checkpoint is run.
 """
 
+import contextlib
 import copy
 import json
 import logging
@@ -18,6 +19,7 @@ from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcdd_lens.backends.architectures import ARCHITECTURES, architecture_of, hooked_config
+from lcdd_lens.backends.bars import without_library_bars
 from lcdd_lens.backends.base import LensModel
 from lcdd_lens.backends.biased_mlp import BiasedGatedMLP
 from lcdd_lens.backends.layout import UNEMBEDDING, axis_sizes, head_name, read_checkpoint
@@ -168,13 +170,14 @@ def _from_pretrained(source: Path | str, dtype: torch.dtype) -> PreTrainedModel:
         _check_folder(source)
     try:
         architecture_of(_read_config(source))
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(source),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with without_library_bars() if isinstance(source, Path) else contextlib.nullcontext():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(source),
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except ModelError:
         raise
     except Exception as error:

@@ -78,7 +78,8 @@ def examples_from_rows(
         if missing:
             raise DataError(
                 f"{source}, {place}: the field {_quoted(missing)} is missing; found {_quoted(sorted(row))}. "
-                "Expected objects with 'prompt' and, for training, 'response'; name other columns with columns={...}."
+                "Expected objects with 'prompt' and, for training, 'response': rename the fields in the file, or, in "
+                "Python, map these names to the file's with columns={...}."
             )
         values = {name: row.get(column) for name, column in names.items()}
         if response is not None:

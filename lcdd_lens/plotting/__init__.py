@@ -5,6 +5,13 @@ imported only when something is drawn.
 """
 
 from lcdd_lens.plotting.carriers import carrier_map, channel_raster
+from lcdd_lens.plotting.comparison import (
+    plot_faithfulness,
+    plot_necessity_sufficiency,
+    plot_overlap,
+    plot_places,
+    plot_score_stack,
+)
 from lcdd_lens.plotting.measured import Measured, ReversalPoint, condition_bars, sparsity_reversal
 from lcdd_lens.plotting.palette import CONDITIONS, QUANTITIES
 from lcdd_lens.plotting.training import training_curves, training_panel, trigger_trajectory
@@ -17,6 +24,11 @@ __all__ = [
     "carrier_map",
     "channel_raster",
     "condition_bars",
+    "plot_faithfulness",
+    "plot_necessity_sufficiency",
+    "plot_overlap",
+    "plot_places",
+    "plot_score_stack",
     "sparsity_reversal",
     "training_curves",
     "training_panel",

@@ -109,21 +109,22 @@ def condition_bars(results: Any, quantity: str = "behaviour_rate", ax: Any = Non
     return dress(ax, titled(described.title, n, seeds_text(runs), spread), described.axis, "", grid="x")
 
 
-def sparsity_reversal(points: Sequence[Any], ax: Any = None) -> Any:
+def sparsity_reversal(points: Any, ax: Any = None) -> Any:
     """Behaviour and utility behind the trigger against the carrier's sparsity, with 95 % intervals.
 
     Args:
-        points: one per carrier: results, :class:`ReversalPoint`, or mappings with ``sparsity``, ``behaviour`` and
-            ``utility`` (numbers or estimates).
+        points: the result of the control ``reversal_by_sparsity``; or one point per carrier: results,
+            :class:`ReversalPoint`, or mappings with ``sparsity``, ``behaviour`` and ``utility`` (numbers or estimates).
         ax: axes to draw on; new ones by default.
 
     Raises:
         ConfigError: no points.
         ArtefactError: a point lacks one of its three figures.
     """
-    if not points:
+    listed = points if isinstance(points, Sequence) else _points_of_a_control(as_results(points))
+    if not listed:
         raise ConfigError("no points to draw: expected the results of at least one carrier.")
-    ordered = sorted((ReversalPoint.of(point) for point in points), key=lambda point: point.sparsity)
+    ordered = sorted((ReversalPoint.of(point) for point in listed), key=lambda point: point.sparsity)
     ax = axes_or_new(ax)
     lines = (
         ("behaviour left", look("sft"), [point.behaviour for point in ordered]),
@@ -150,6 +151,17 @@ def sparsity_reversal(points: Sequence[Any], ax: Any = None) -> Any:
     dress(ax, title, "sparsity of the carrier (share of closed gates)", "share of prompts")
     legend(ax)
     return ax
+
+
+def _points_of_a_control(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """One point per model of ``reversal_by_sparsity``: what its trigger leaves and brings back."""
+    facts, conditions = record.get("facts", {}), record.get("conditions", {})
+    names = [name.removeprefix("sparsity ") for name in facts if name.startswith("sparsity ")]
+    return [
+        {"sparsity": facts[f"sparsity {name}"], "behaviour": found["behaviour_rate"], "utility": found["utility"]}
+        for name in names
+        if (found := conditions.get(f"{name}+trigger"))
+    ]
 
 
 def _interval(ax: Any, value: Measured, row: int) -> None:

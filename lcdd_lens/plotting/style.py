@@ -44,12 +44,14 @@ def legend(ax: Any, **options: Any) -> None:
 
 
 def as_results(result: Any) -> Mapping[str, Any]:
-    """A results dictionary from itself, from an experiment (``.results``), or from a result with ``to_dict()``.
+    """A results dictionary from itself, from what holds one, or from a result with ``to_dict()``.
+
+    An experiment holds ``results``, the result of LCDD its ``history``.
 
     Raises:
         ArtefactError: it is none of these.
     """
-    for candidate in (result, getattr(result, "results", None)):
+    for candidate in (result, getattr(result, "results", None), getattr(result, "history", None)):
         if isinstance(candidate, Mapping):
             return candidate
     if callable(getattr(result, "to_dict", None)):

@@ -21,7 +21,8 @@ def training_curves(history: Any, quantity: str = "loss", ax: Any = None) -> Any
     """One curve of the training over optimiser steps, several seeds as several lines.
 
     Args:
-        history: results, an experiment, a ``history`` entry or one stage's columns; or a list of them (seeds).
+        history: results, an experiment, the result of LCDD, a ``history`` entry or one stage's columns; or a list of
+            them (seeds).
         quantity: ``loss`` (LCDD's batch loss, its moving average and the budget ε), ``sparsity``, ``lambda``, or
             ``sft`` (the loss of plain fine-tuning).
         ax: axes to draw on; new ones by default.

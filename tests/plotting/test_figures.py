@@ -131,6 +131,19 @@ def test_reversal_is_drawn_over_ascending_sparsity() -> None:
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"behaviour left", "utility back"}
 
 
+def test_the_control_of_sparsities_is_drawn_as_it_comes() -> None:
+    name = "sparsity 0.30"
+    trigger = {"behaviour_rate": rate(0.2), "utility": rate(0.7)}
+    record = {
+        "facts": {f"sparsity {name}": 0.31, f"loss {name}": 0.1},
+        "conditions": {name: {"behaviour_rate": rate(1.0), "utility": rate(0.0)}, f"{name}+trigger": trigger},
+    }
+    ax = sparsity_reversal(SimpleNamespace(to_dict=lambda: record))
+    behaviour, utility = (container.lines[0] for container in ax.containers)
+    assert (list(behaviour.get_xdata()), list(behaviour.get_ydata())) == ([0.31], [0.2])
+    assert list(utility.get_ydata()) == [0.7]
+
+
 def test_a_point_without_its_figures_is_refused() -> None:
     with pytest.raises(ArtefactError, match="one is missing"):
         ReversalPoint.of({"sparsity": 0.5, "behaviour": 0.1})
@@ -170,6 +183,11 @@ def test_one_stage_s_columns_are_enough() -> None:
         training_curves(columns, "lambda")
     with pytest.raises(ConfigError, match="unknown"):
         training_curves(columns, "speed")
+
+
+def test_the_result_of_lcdd_is_a_history() -> None:
+    columns = {"step": [1, 2], "loss": [3.0, 2.0], "ema": [3.0, 2.5], "epsilon": [0.0, 2.4], "sparsity": [0.0, 0.5]}
+    assert list(training_curves(SimpleNamespace(history=columns), "sparsity").lines[0].get_ydata()) == [0.0, 0.5]
 
 
 def test_panel_has_three_curves_over_one_axis_of_steps() -> None:
