@@ -4,7 +4,7 @@ from lcdd_lens.comparison.config import CARRIER, METHODS, ComparisonConfig
 from lcdd_lens.comparison.material import Material
 from lcdd_lens.comparison.result import ComparisonRecord, ComparisonResult
 from lcdd_lens.comparison.runs import compare_run, read_run
-from lcdd_lens.comparison.seeds import across_seeds, seeds_table
+from lcdd_lens.comparison.seeds import across_seeds, seeds_table, write_seeds_report
 from lcdd_lens.comparison.study import compare
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "compare_run",
     "read_run",
     "seeds_table",
+    "write_seeds_report",
 ]

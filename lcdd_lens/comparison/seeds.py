@@ -1,10 +1,12 @@
 """Several comparisons (one per seed) as one: means over seeds, and differences from the carrier over the same seeds.
 
-Every comparison has its own fine-tuning, LCDD and discovery prompts, so that a spread over seeds holds all of them. The
-interval is a bootstrap over seeds; with five seeds it is as coarse as it should be, and each seed's figure is kept.
+Every comparison has its own fine-tuning, LCDD and discovery prompts, so that a spread over seeds holds all of them.
+Intervals and p-values over seeds are Student's; each seed's figure is kept, and for the main difference also how many
+seeds show it by themselves (paired bootstrap over prompts, Holm-corrected over rankings).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,8 +14,10 @@ import pandas as pd
 from lcdd_lens.comparison.config import CARRIER
 from lcdd_lens.comparison.result import ComparisonRecord, ComparisonResult
 from lcdd_lens.errors import ConfigError
-from lcdd_lens.evaluation.statistics import bootstrap_mean, holm, paired_bootstrap
+from lcdd_lens.evaluation.statistics import holm, student_difference, student_mean
+from lcdd_lens.report.comparison import write_comparison_report
 
+SIGNIFICANT = 0.05
 Figure = Callable[[ComparisonRecord, str], float | None]
 
 
@@ -52,8 +56,9 @@ def across_seeds(comparisons: Sequence[ComparisonResult | ComparisonRecord]) -> 
 
     Returns:
         ``{"behaviour", "seeds", "figures": {figure: {set: {"value", "n", "interval", "seeds"}}}, "against_carrier":
-        {ranking: {"value", "interval", "p", "holm"}}}``; the difference is F of |C| channels on fine-tuned weights,
-        the ranking's less the carrier's, Holm-corrected over rankings.
+        {ranking: {"value", "interval", "p", "holm", "seeds_apart"}}}``; the difference is F of |C| channels on
+        fine-tuned weights, the ranking's less the carrier's, Holm-corrected over rankings; ``seeds_apart``: seeds whose
+        own prompts tell the two apart.
 
     Raises:
         ConfigError: there is none, two have one seed, or they compare other behaviours or methods.
@@ -72,13 +77,13 @@ def across_seeds(comparisons: Sequence[ComparisonResult | ComparisonRecord]) -> 
     for title, figure in FIGURES.items():
         found = {name: [figure(record, name) for record in records] for name in first["sets"]}
         figures[title] = {
-            name: {**bootstrap_mean([v for v in values if v is not None]).to_dict(), "seeds": values}
+            name: {**student_mean([v for v in values if v is not None]).to_dict(), "seeds": values}
             for name, values in found.items()
             if None not in values
         }
     rankings = [name for name in first["sets"] if name != CARRIER]
     own = figures["F of |C| channels, SFT weights"]
-    differences = [paired_bootstrap(own[name]["seeds"], own[CARRIER]["seeds"]) for name in rankings]
+    differences = [student_difference(own[name]["seeds"], own[CARRIER]["seeds"]) for name in rankings]
     adjusted = holm([difference.p_value for difference in differences])
     return {
         "behaviour": first["behaviour"],
@@ -90,10 +95,21 @@ def across_seeds(comparisons: Sequence[ComparisonResult | ComparisonRecord]) -> 
                 "interval": [difference.low, difference.high],
                 "p": difference.p_value,
                 "holm": corrected,
+                "seeds_apart": sum(r["sets"][name]["against_carrier"]["holm"] < SIGNIFICANT for r in records),
             }
             for name, difference, corrected in zip(rankings, differences, adjusted, strict=True)
         },
     }
+
+
+def write_seeds_report(comparisons: Sequence[ComparisonResult | ComparisonRecord], path: str | Path) -> Path:
+    """Write one page for several seeds: what holds over all of them, and every seed behind a switch.
+
+    Raises:
+        ConfigError: the comparisons are not seeds of one experiment.
+    """
+    records = [c.record if isinstance(c, ComparisonResult) else c for c in comparisons]
+    return write_comparison_report(records, path, across=across_seeds(records))
 
 
 def seeds_table(summary: Mapping[str, Any]) -> pd.DataFrame:

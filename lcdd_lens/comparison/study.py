@@ -35,6 +35,7 @@ from lcdd_lens.attribution.metric import metric_name
 from lcdd_lens.attribution.random_order import Matching, RandomOrder
 from lcdd_lens.attribution.registry import attribute
 from lcdd_lens.attribution.scores import ChannelScores
+from lcdd_lens.comparison.channels import channel_table
 from lcdd_lens.comparison.config import CARRIER, ComparisonConfig
 from lcdd_lens.comparison.material import Material
 from lcdd_lens.comparison.result import SCHEMA, ComparisonRecord, ComparisonResult
@@ -125,6 +126,7 @@ class _Study:
             two_by_two=two_by_two,
             reversal=self._timed("reversal", lambda: self._reversal(sets)),
             places={name: self._places(flags) for name, flags in sets.items()},
+            channels=channel_table(self.carrier, sets, scores),
             seconds=self.seconds,
             config=_plain(asdict(config)),
             versions=dict(versions),

@@ -3,6 +3,7 @@
 - rates: Wilson's score interval, (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n);
 - means of per-prompt values: percentile bootstrap over prompts;
 - two conditions on the same prompts: the bootstrap of their per-prompt difference, so that hard prompts cancel;
+- means over a few seeds: Student's t, since a bootstrap of five values is too sure of itself;
 - several comparisons: Holm's step-down correction.
 """
 
@@ -124,6 +125,66 @@ def paired_bootstrap(
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p_value = min(1.0, 2 * (beyond + 1) / (n_resamples + 1))
     return Difference(float(difference.mean()), len(difference), float(low), float(high), p_value)
+
+
+def student_mean(values: Values, *, confidence: float = 0.95) -> Estimate:
+    """A mean over few independent repetitions (seeds) with Student's interval; one value has no width.
+
+    Raises:
+        DataError: there is no value, or one is not finite.
+    """
+    array = _finite(values)
+    half = _student_half(array, confidence)
+    return Estimate(float(array.mean()), len(array), float(array.mean() - half), float(array.mean() + half))
+
+
+def student_difference(a: Values, b: Values, *, confidence: float = 0.95) -> Difference:
+    """Mean of a − b over the same seeds with Student's interval and the paired t-test's two-sided p-value.
+
+    With a single seed there is no test: p is 1.
+
+    Raises:
+        DataError: the two differ in length, or a value is not finite.
+    """
+    first, second = _finite(a), _finite(b)
+    if len(first) != len(second):
+        raise DataError(f"paired values differ in number ({len(first)} and {len(second)}): give the same seeds.")
+    difference = first - second
+    mean, half, p_value = float(difference.mean()), _student_half(difference, confidence), 1.0
+    if len(difference) > 1:
+        error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
+        t = abs(mean) / error if error else math.inf if mean else 0.0
+        p_value = 1 - student_within(t, len(difference) - 1)
+    return Difference(mean, len(difference), mean - half, mean + half, p_value)
+
+
+def student_within(t: float, degrees: int) -> float:
+    """P(|T| ≤ t) of Student's distribution with a whole number of degrees of freedom, by its finite series.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    if math.isinf(t):
+        return 1.0
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    odd = degrees % 2
+    total, term = 0.0, cosine if odd else 1.0
+    for k in range(1, degrees // 2 + 1):
+        total += term
+        term *= cosine**2 * (2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def _student_half(values: Float[np.ndarray, " n"], confidence: float) -> float:
+    """Half the width of Student's interval: the quantile by bisection, times the standard error."""
+    if len(values) < 2:
+        return 0.0
+    _tails(confidence)
+    low, high = 0.0, 1e4
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if student_within(middle, len(values) - 1) > confidence else (middle, high)
+    return high * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@ overlap against chance, exact patching, reversal, what it cost, and what it does
 model's behaviour and F = 0 the base's, everywhere on the page.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from lcdd_lens.report.comparison_charts import (
     share_number,
     share_text,
 )
+from lcdd_lens.report.comparison_seeds import headline_over_seeds, over_seeds
+from lcdd_lens.report.explorer import explorer, explorer_data
 from lcdd_lens.report.page import (
     Html,
     document,
@@ -31,6 +33,7 @@ from lcdd_lens.report.page import (
     number,
     percent,
     section,
+    seed_switch,
     table,
     write_page,
 )
@@ -40,6 +43,7 @@ SECTIONS = (
     ("curves", "Faithfulness"),
     ("sets", "Same size"),
     ("overlap", "Overlap"),
+    ("channels", "Channels"),
     ("oracle", "Exact patching"),
     ("reversal", "Reversal"),
     ("cost", "Cost"),
@@ -52,67 +56,108 @@ _FAMILY_TITLES = {
     "masks": "Masks learnt on frozen weights",
     "own": "Other methods",
 }
-_P = "comparison"
 
 
-def write_comparison_report(record: Mapping[str, Any], path: str | Path) -> Path:
+def write_comparison_report(
+    record: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    across: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the page of a comparison.
 
     Args:
-        record: the content of ``comparison.json``.
+        record: the content of ``comparison.json``, or of several (one per seed) for a page with a switch.
         path: the file to write, replaced atomically.
+        across: what holds over the seeds (:func:`lcdd_lens.comparison.across_seeds`); None: no such section.
 
     Returns:
         The path written.
 
     Raises:
-        ArtefactError: the record is not a comparison's.
+        ArtefactError: a record is not a comparison's.
     """
-    return write_page(path, comparison_report(record))
+    return write_page(path, comparison_report(record, across))
 
 
-def comparison_report(record: Mapping[str, Any]) -> str:
+def comparison_report(
+    record: Mapping[str, Any] | Sequence[Mapping[str, Any]], across: Mapping[str, Any] | None = None
+) -> str:
     """The page of :func:`write_comparison_report` as text."""
-    missing = [
-        name for name in ("curves", "sets", "overlap", "two_by_two") if not isinstance(record.get(name), Mapping)
-    ]
-    if missing:
-        raise ArtefactError(
-            f"no comparison here: {', '.join(missing)} missing; expected the content of comparison.json."
-        )
-    present = [(key, name) for key, name in SECTIONS if key != "reversal" or record["reversal"]]
-    links = html("ul", (html("li", html("a", name, href=f"#{_P}-{key}")) for key, name in present))
+    records = [record] if isinstance(record, Mapping) else list(record)
+    if not records:
+        raise ArtefactError("no comparisons to report: expected the content of at least one comparison.json.")
+    for one in records:
+        _check(one)
+    first = records[0]
+    seeds = f"seed {first['seed']}" if len(records) == 1 else f"{len(records)} seeds"
     body = [
         html("a", "Skip to the results", class_="skip", href="#main"),
         html(
             "header",
             html(
                 "div",
-                html(
-                    "p", f"Carrier against circuits · {record['behaviour']} · seed {record['seed']}", class_="eyebrow"
-                ),
-                html("h1", headline(record)),
-                html("p", _lede(record), class_="lede"),
+                html("p", f"Carrier against circuits · {first['behaviour']} · {seeds}", class_="eyebrow"),
+                html("h1", headline(first) if across is None else headline_over_seeds(across)),
+                html("p", _lede(first), class_="lede"),
                 class_="inner",
             ),
             class_="masthead",
         ),
-        html("nav", html("div", links, class_="inner"), class_="bar", aria_label="Sections"),
+        _bar(records),
         html(
             "main",
-            _found(record),
-            _curves(record),
-            _sets(record),
-            _overlap(record),
-            _oracle(record),
-            _reversal(record) if record["reversal"] else None,
-            _cost(record),
-            _limits(record),
+            None if across is None else over_seeds(across),
+            (_article(one, index, len(records)) for index, one in enumerate(records)),
             id="main",
         ),
         html("footer", html("p", f"lcdd-lens {__version__}")),
     ]
-    return document(f"{record['behaviour']} · carrier against circuits", body, styles=("run.css",))
+    data = {"comparisons": {f"run-{index}": explorer_data(one) for index, one in enumerate(records)}}
+    return document(
+        f"{first['behaviour']} · carrier against circuits",
+        body,
+        data=data,
+        styles=("run.css", "comparison.css"),
+        scripts=("grid.js", "switch.js", "comparison.js"),
+    )
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    needed = ("curves", "sets", "overlap", "two_by_two", "channels")
+    missing = [name for name in needed if not isinstance(record.get(name), Mapping)]
+    if missing:
+        raise ArtefactError(
+            f"no comparison here: {', '.join(missing)} missing; expected the content of comparison.json."
+        )
+
+
+def _bar(records: Sequence[Mapping[str, Any]]) -> Html:
+    present = [(key, name) for key, name in SECTIONS if key != "reversal" or any(one["reversal"] for one in records)]
+    links = html("ul", (html("li", html("a", name, href=f"#run-0-{key}", data_section=key)) for key, name in present))
+    seeds = [str(one["seed"]) for one in records]
+    switch = seed_switch(seeds) if len(records) > 1 else None
+    return html("nav", html("div", links, switch, class_="inner"), class_="bar", aria_label="Sections")
+
+
+def _article(record: Mapping[str, Any], index: int, n_records: int) -> Html:
+    prefix = f"run-{index}"
+    return html(
+        "article",
+        html("h2", f"Seed {record['seed']}: {headline(record)}", class_="run-title") if n_records > 1 else None,
+        _found(record, prefix),
+        _curves(record, prefix),
+        _sets(record, prefix),
+        _overlap(record, prefix),
+        explorer(record, prefix),
+        _oracle(record, prefix),
+        _reversal(record, prefix) if record["reversal"] else None,
+        _cost(record, prefix),
+        _limits(record, prefix),
+        class_="run",
+        id=prefix,
+        data_run=index,
+    )
 
 
 def headline(record: Mapping[str, Any]) -> str:
@@ -151,7 +196,7 @@ def _lede(record: Mapping[str, Any]) -> str:
     )
 
 
-def _found(record: Mapping[str, Any]) -> Html:
+def _found(record: Mapping[str, Any], prefix: str) -> Html:
     name, best = best_at_size(record)
     carrier = record["two_by_two"][CARRIER]
     overlap = record["overlap"]["with_carrier"]
@@ -188,7 +233,7 @@ def _found(record: Mapping[str, Any]) -> Html:
     ]
     shown = facts if "lcdd" in carrier else facts[1:]
     return section(
-        _P,
+        prefix,
         "found",
         "What was found",
         html(
@@ -202,7 +247,7 @@ def _found(record: Mapping[str, Any]) -> Html:
     )
 
 
-def _curves(record: Mapping[str, Any]) -> Html:
+def _curves(record: Mapping[str, Any], prefix: str) -> Html:
     families: dict[str, list[str]] = {}
     for name in record["curves"]:
         families.setdefault(method_look(name).family, []).append(name)
@@ -234,7 +279,7 @@ def _curves(record: Mapping[str, Any]) -> Html:
         "F ≥ 0.9 from",
     ]
     return section(
-        _P,
+        prefix,
         "curves",
         "How much of the behaviour do the first channels of a ranking carry?",
         html("div", charts, class_="grid-2"),
@@ -259,7 +304,7 @@ def _bars(record: Mapping[str, Any], test: str, title: str, note: str) -> Html:
     return interval_bars(bars, title=title, axis="share of the behaviour", note=note, x_max=1.1, share=False)
 
 
-def _sets(record: Mapping[str, Any]) -> Html:
+def _sets(record: Mapping[str, Any], prefix: str) -> Html:
     rows = []
     for name, found in record["sets"].items():
         against = found.get("against_carrier")
@@ -304,7 +349,7 @@ def _sets(record: Mapping[str, Any]) -> Html:
     kind = {"raw": "as trained, gates not merged", "merged": "merged, so equal to the base off the carrier"}
     trained = kind.get(str(record["lcdd_weights"]), "not compared")
     return section(
-        _P,
+        prefix,
         "sets",
         f"The first {record['carrier_size']} channels of everyone",
         html(
@@ -370,7 +415,7 @@ def _sets(record: Mapping[str, Any]) -> Html:
     )
 
 
-def _overlap(record: Mapping[str, Any]) -> Html:
+def _overlap(record: Mapping[str, Any], prefix: str) -> Html:
     def rows_of(found: Mapping[str, Any]) -> list[list[str]]:
         rows = []
         for name, parts in found.items():
@@ -398,7 +443,7 @@ def _overlap(record: Mapping[str, Any]) -> Html:
     ]
     on_lcdd = record["overlap"]["with_carrier_on_lcdd_weights"]
     return section(
-        _P,
+        prefix,
         "overlap",
         "Do they name the same channels?",
         html("div", overlap_heatmap(record), _places(record), class_="columns"),
@@ -444,7 +489,7 @@ def _places(record: Mapping[str, Any]) -> Html:
     return html("div", html("h4", "Where they lie"), table(head, rows, caption="Places", class_="nowrap"))
 
 
-def _oracle(record: Mapping[str, Any]) -> Html:
+def _oracle(record: Mapping[str, Any], prefix: str) -> Html:
     oracle = record["oracle"]
     rows = [
         [
@@ -459,7 +504,7 @@ def _oracle(record: Mapping[str, Any]) -> Html:
     ]
     head = ["ranking", "necessity, rank ρ", "necessity, r", "sufficiency, rank ρ", "sufficiency, r"]
     return section(
-        _P,
+        prefix,
         "oracle",
         "Do scores predict what patching one channel does?",
         table(head, rows, caption="Agreement with exact patching", class_="nowrap"),
@@ -468,7 +513,7 @@ def _oracle(record: Mapping[str, Any]) -> Html:
     )
 
 
-def _reversal(record: Mapping[str, Any]) -> Html:
+def _reversal(record: Mapping[str, Any], prefix: str) -> Html:
     def row(name: str, found: Mapping[str, Any]) -> list[str]:
         before, after = found["without_trigger"], found["with_trigger"]
         return [
@@ -486,7 +531,7 @@ def _reversal(record: Mapping[str, Any]) -> Html:
         for name, found in record["reversal"]["retrained"].items()
     ]
     return section(
-        _P,
+        prefix,
         "reversal",
         "Does it matter whose channels are used for reversal?",
         html(
@@ -514,7 +559,7 @@ def _reversal(record: Mapping[str, Any]) -> Html:
     )
 
 
-def _cost(record: Mapping[str, Any]) -> Html:
+def _cost(record: Mapping[str, Any], prefix: str) -> Html:
     rows = [
         [
             method_look(name).label,
@@ -529,7 +574,7 @@ def _cost(record: Mapping[str, Any]) -> Html:
     total = duration(sum(record["seconds"].values()))
     settings = [[key, _setting(value)] for key, value in record["config"].items()]
     return section(
-        _P,
+        prefix,
         "cost",
         "What it cost",
         table(["method", "score", "time", "forward", "backward"], rows, caption="Cost per method"),
@@ -551,7 +596,7 @@ def _setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _limits(record: Mapping[str, Any]) -> Html:
+def _limits(record: Mapping[str, Any], prefix: str) -> Html:
     cautions = [
         "One seed, one model: whether channels have an identity needs several seeds and the chance levels above.",
         "F measures log-probability of given replies; the behaviour in free replies is in its own column.",
@@ -564,5 +609,5 @@ def _limits(record: Mapping[str, Any]) -> Html:
             "only lose there."
         )
     return section(
-        _P, "limits", "What this does not show", html("ul", (html("li", c) for c in cautions), class_="limits")
+        prefix, "limits", "What this does not show", html("ul", (html("li", c) for c in cautions), class_="limits")
     )

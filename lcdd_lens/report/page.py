@@ -109,6 +109,24 @@ def section(prefix: str, key: str, title: str, *children: Any, intro: Any = None
     )
 
 
+def seed_switch(names: Sequence[str]) -> Html:
+    """Radio buttons that ``switch.js`` lets choose one of several ``article.run``."""
+    return html(
+        "fieldset",
+        html("legend", "Seed"),
+        (
+            html(
+                "label",
+                html("input", type="radio", name="run", value=index, checked=index == 0),
+                html("span", name),
+            )
+            for index, name in enumerate(names)
+        ),
+        class_="segments",
+        id="runs",
+    )
+
+
 def embed_json(identifier: str, data: Any) -> Html:
     """A data block that scripts read; no text in it can end the block or start another."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

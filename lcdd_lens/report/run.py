@@ -18,7 +18,7 @@ from lcdd_lens.report.curves import training, training_charts
 from lcdd_lens.report.found import found
 from lcdd_lens.report.measured import measured
 from lcdd_lens.report.overview import across_runs
-from lcdd_lens.report.page import Html, document, html, section, write_page
+from lcdd_lens.report.page import Html, document, html, section, seed_switch, write_page
 from lcdd_lens.report.setup import setup
 from lcdd_lens.report.story import cautions, headline, lede
 
@@ -95,22 +95,7 @@ def _masthead(runs: Sequence[Mapping[str, Any]]) -> Html:
 
 def _bar(runs: Sequence[Mapping[str, Any]]) -> Html:
     links = html("ul", (html("li", html("a", name, href=f"#run-0-{key}", data_section=key)) for key, name in SECTIONS))
-    switch = None
-    if len(runs) > 1:
-        switch = html(
-            "fieldset",
-            html("legend", "Seed"),
-            (
-                html(
-                    "label",
-                    html("input", type="radio", name="run", value=index, checked=index == 0),
-                    html("span", run_name(run, index)),
-                )
-                for index, run in enumerate(runs)
-            ),
-            class_="segments",
-            id="runs",
-        )
+    switch = seed_switch([run_name(run, index) for index, run in enumerate(runs)]) if len(runs) > 1 else None
     return html("nav", html("div", links, switch, class_="inner"), class_="bar", aria_label="Sections")
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lcdd_lens.errors import ConfigError, DataError
 from lcdd_lens.evaluation import Estimate, bootstrap_mean, holm, paired_bootstrap, wilson
+from lcdd_lens.evaluation.statistics import student_difference, student_mean, student_within
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,32 @@ def test_nonsense_is_refused() -> None:
 def test_an_estimate_reads_with_its_interval_and_the_worst_of_its_draws() -> None:
     assert str(Estimate(0.5, 20, 0.3, 0.7)) == "0.5 [0.3, 0.7] (n = 20)"
     assert str(Estimate(0.5, 60, 0.3, 0.7, worst=0.25, draws=3)).endswith("(n = 60, worst of 3: 0.25)")
+
+
+@pytest.mark.parametrize(
+    ("t", "degrees"),
+    [(12.706, 1), (4.303, 2), (3.182, 3), (2.776, 4), (2.571, 5), (2.262, 9), (2.042, 30)],
+)
+def test_students_distribution_has_its_published_quantiles(t: float, degrees: int) -> None:
+    assert student_within(t, degrees) == pytest.approx(0.95, abs=5e-5)
+
+
+def test_students_interval_is_that_of_the_textbook() -> None:
+    found = student_mean([1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 2.776445 * math.sqrt(2.5 / 5)
+    assert (found.low, found.value, found.high) == pytest.approx((3 - half, 3, 3 + half), abs=1e-5)
+    assert found.n == 5
+    one = student_mean([0.5])
+    assert one.low == one.value == one.high == 0.5
+
+
+def test_a_paired_t_test_knows_the_same_seeds_from_different_ones() -> None:
+    found = student_difference([0.5, 0.7, 0.9], [0.4, 0.5, 0.6])
+    # differences .1 .2 .3: t = .2 / (.1 / √3) on 2 degrees, P(|T| > t) = 1 − t/√(t² + 2)
+    t = 0.2 / (0.1 / math.sqrt(3))
+    assert found.value == pytest.approx(0.2) and found.p_value == pytest.approx(1 - t / math.sqrt(t**2 + 2))
+    assert student_difference([1.0, 2.0], [0.0, 1.0]).p_value == 0  # no spread at all
+    assert student_difference([1.0], [0.0]).p_value == 1  # one seed is no test
+    assert student_difference([1.0, 2.0], [1.0, 2.0]).p_value == 1
+    with pytest.raises(DataError, match="same seeds"):
+        student_difference([1.0], [0.0, 1.0])
