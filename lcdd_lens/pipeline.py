@@ -25,6 +25,7 @@ from lcdd_lens.backends.export import export_hf
 from lcdd_lens.carrier import Carrier
 from lcdd_lens.configuration import build
 from lcdd_lens.data import Behaviour, EncodedSet, embedded_behaviour, encode, pad_id_of
+from lcdd_lens.data.behaviours import Split
 from lcdd_lens.display import notebook_view
 from lcdd_lens.eraser import EraserConfig, EraserResult, Trigger, train_eraser
 from lcdd_lens.errors import ArtefactError, ConfigError
@@ -305,7 +306,7 @@ class _Run:
         base = self._timed("load", lambda: load_model(config.base, dtype=dtype, device=config.device))
         behaviour = make_behaviour(config.behaviour, config.seed)
         settings = self.settings = self._resolve(base)
-        data = self._encode(base, behaviour, settings.eraser)
+        data = encode_splits(base, behaviour, settings.eraser, config.evaluation)
         sft = self._given_sft(base, dtype)
         # Only now, with all input read and checked, is the folder marked as this run's.
         write_json_atomic(self.out / RUN, {"schema": RESULTS_SCHEMA, "config": _plain(asdict(config))})
@@ -356,28 +357,6 @@ class _Run:
             config.lcdd or lcdd_config_for(base, seed=config.seed),
             config.eraser or replace(EraserConfig.for_model(base), seed=config.seed),
         )
-
-    def _encode(self, base: LensModel, behaviour: Behaviour, eraser: EraserConfig) -> dict[str, EncodedSet]:
-        # The eraser lets the models answer training and validation prompts, the evaluation the others.
-        answer = eraser.answer_tokens if eraser.w_answer else 0
-
-        def encoded(split: str, with_responses: bool) -> EncodedSet:
-            return encode(
-                base.tokenizer,
-                behaviour.chat_format,
-                behaviour.split(split),  # type: ignore[arg-type]
-                base.cfg.n_ctx,
-                with_responses=with_responses,
-                max_new_tokens=self.config.evaluation.max_new_tokens if split == "test" else answer,
-                reserve=eraser.n_tokens,
-                source=f"{split} prompts",
-            )
-
-        return {
-            "train": encoded("train", True),
-            "validation": encoded("validation", False),
-            "test": encoded("test", False),
-        }
 
     def _given_sft(self, base: LensModel, dtype: torch.dtype) -> LensModel | None:
         config = self.config
@@ -469,6 +448,32 @@ class _Run:
     def _export(self, sft: LensModel, routed: RoutedModel) -> None:
         export_hf(routed.merged(), self.out / "routed", overwrite=True)
         export_hf(sft, self.out / "sft", overwrite=True)
+
+
+def encode_splits(
+    base: LensModel, behaviour: Behaviour, eraser: EraserConfig, evaluation: EvaluationConfig
+) -> dict[str, EncodedSet]:
+    """Token ids of the splits ``train`` (with replies), ``validation`` and ``test``, with room for trigger and replies.
+
+    Raises:
+        DataError: too many prompts are empty or too long for the context.
+    """
+    # The eraser lets the models answer training and validation prompts, the evaluation the others.
+    answer = eraser.answer_tokens if eraser.w_answer else 0
+
+    def encoded(split: Split) -> EncodedSet:
+        return encode(
+            base.tokenizer,
+            behaviour.chat_format,
+            behaviour.split(split),
+            base.cfg.n_ctx,
+            with_responses=split == "train",
+            max_new_tokens=evaluation.max_new_tokens if split == "test" else answer,
+            reserve=eraser.n_tokens,
+            source=f"{split} prompts",
+        )
+
+    return {"train": encoded("train"), "validation": encoded("validation"), "test": encoded("test")}
 
 
 def make_behaviour(source: BehaviourSource, seed: int) -> Behaviour:

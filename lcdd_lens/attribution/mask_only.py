@@ -67,9 +67,10 @@ class MaskOnly:
         return cls(loss, rule)
 
     def shortened(self, steps: int, seed: int) -> "MaskOnly":
-        """The same method with another number of steps and seed."""
+        """The same method with another number of steps and seed; the budget is set after half of them at the latest."""
         rule = self.rule.with_seed(seed)
-        return replace(self, rule=replace(rule, optim=replace(rule.optim, steps=steps)))
+        budget = replace(rule.budget, warmup_steps=min(rule.budget.warmup_steps, max(1, steps // 2)))
+        return replace(self, rule=replace(rule, budget=budget, optim=replace(rule.optim, steps=steps)))
 
     @property
     def name(self) -> str:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lcdd_lens.backends.base import LensModel, backend_of, parameter_of
 from lcdd_lens.carrier import Carrier
-from lcdd_lens.data import Behaviour, EncodedSet, encode, pad_id_of
+from lcdd_lens.data import Behaviour, EncodedSet, pad_id_of
 from lcdd_lens.eraser import EraserConfig, EraserResult, Trigger, train_eraser
 from lcdd_lens.evaluation import Condition
-from lcdd_lens.pipeline import Experiment
+from lcdd_lens.pipeline import Experiment, encode_splits
 from lcdd_lens.routing import RoutedModel
 from lcdd_lens.training import LCDDConfig, OptimConfig, lcdd_config_for, sft_config_for
 
@@ -73,20 +73,7 @@ class Bench:
         """
         config, base, behaviour = experiment.config, experiment.base, experiment.behaviour
         eraser = config.eraser or replace(EraserConfig.for_model(base), seed=config.seed)
-        replies = config.evaluation.max_new_tokens
-
-        def encoded(split: Any, with_responses: bool) -> EncodedSet:
-            return encode(
-                base.tokenizer,
-                behaviour.chat_format,
-                behaviour.split(split),
-                base.cfg.n_ctx,
-                with_responses=with_responses,
-                max_new_tokens=0 if with_responses else replies,
-                reserve=eraser.n_tokens,
-                source=f"{split} prompts",
-            )
-
+        data = encode_splits(base, behaviour, eraser, config.evaluation)
         return cls(
             base=base,
             sft=experiment.sft,
@@ -94,14 +81,14 @@ class Bench:
             carrier=experiment.carrier,
             trigger=experiment.triggers["routed+trigger"],
             behaviour=behaviour,
-            train=encoded("train", True),
-            validation=encoded("validation", False),
-            test=encoded("test", False),
+            train=data["train"],
+            validation=data["validation"],
+            test=data["test"],
             sft_training=config.sft_training or sft_config_for(base, seed=config.seed),
             lcdd=config.lcdd or lcdd_config_for(base, seed=config.seed),
             eraser=eraser,
             final_loss=experiment.results["carrier"]["budget"]["final_loss"],
-            max_new_tokens=replies,
+            max_new_tokens=config.evaluation.max_new_tokens,
             seed=config.seed,
             progress=progress,
         )

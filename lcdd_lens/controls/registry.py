@@ -29,6 +29,7 @@ from lcdd_lens.controls.triggers import (
     longer_attack,
     matching_only,
     patient_attack,
+    prompt_only,
     random_channels,
     random_tokens,
     strongest_attack,
@@ -67,6 +68,7 @@ class Control:
 CONTROLS: dict[str, Control] = {
     control.name: control
     for control in (
+        Control(prompt_only, "main"),
         Control(kl_only, "main"),
         Control(random_channels, "main"),
         Control(all_channels, "main"),

@@ -38,10 +38,18 @@ def kl_only(bench: Bench) -> Outcome:
     return _on_routed(bench, "routed+trigger(kl)", channels="none", w_match=0.0)
 
 
-def matching_only(bench: Bench) -> Outcome:
-    """Does the trigger need the KL term?
+def prompt_only(bench: Bench) -> Outcome:
+    """Does the published objective do, which sees the prompt and no answer?
 
-    LCDD's model, w_KL = 0. A carrier that writes to no residual channel leaves nothing to match, and so no condition.
+    LCDD's model, w_answer = 0. (Paper's objective.)
+    """
+    return _on_routed(bench, "routed+trigger(prompt)", w_answer=0.0)
+
+
+def matching_only(bench: Bench) -> Outcome:
+    """Does the trigger need the KL terms?
+
+    LCDD's model, w_KL = w_answer = 0. A carrier that writes to no residual channel leaves nothing to match, and so no condition.
     (Paper's ablation "no KL".)
     """
     if not bench.carrier.residual_write_channels():
@@ -87,11 +95,11 @@ def longer_attack(bench: Bench, n_tokens: int = LONG_TRIGGER) -> Outcome:
 
 
 def answer_attack(bench: Bench) -> Outcome:
-    """Does plain SFT give way to a trigger that is told the base's answers?
+    """Does plain SFT give way to a trigger that is trained on the base's answers alone?
 
-    KL(B ‖ S + trigger) also along the base's greedy answers and along the fine-tuned ones. (Ours.)
+    KL(B ‖ S + trigger) along the base's greedy answers, and nothing else. (Ours.)
     """
-    return _on_sft(bench, "sft+trigger(answers)", w_answer=1.0, answers_of="both")
+    return _on_sft(bench, "sft+trigger(answers)", w_kl=0.0, w_answer=1.0, answers_of="base")
 
 
 def patient_attack(bench: Bench, more: int = MORE_STEPS) -> Outcome:

@@ -101,9 +101,9 @@ class EraserConfig:
         (1 token, at most 300 steps, 0.01) to the paper's values at d_model 1024 (20 tokens, 2,000 steps, 0.003), its
         smallest model (:mod:`lcdd_lens.sizes`). Matching weighs 0.1 to 1: on tiny models its mean square starts a
         hundred times above the KL and would have the first steps to itself. The norm bound replaces the norm term, and
-        training stops at the first evaluation that gains less than 3 % of what the best one gained. The answer KL is on,
-        along the base's answers and the fine-tuned ones: the published terms see the prompt alone, so the model could
-        begin as the base does and still follow the fine-tuned answer once that had begun.
+        training stops at the second evaluation running that gains less than 3 % of what the best one gained. The answer
+        KL is on, along the base's answers and the fine-tuned ones: the published terms see the prompt alone, so the
+        model could begin as the base does and still follow the fine-tuned answer once that had begun.
         """
         paper = cls.paper()
         width = model.cfg.d_model
@@ -117,7 +117,7 @@ class EraserConfig:
             answers_of="both",
             w_norm=0.0,
             eval_every=round(between(5.0, float(paper.eval_every), width)),
-            patience=1,
+            patience=2,
             min_improvement=0.03,
         )
 

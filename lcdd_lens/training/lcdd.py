@@ -43,7 +43,7 @@ class LCDDConfig:
     """How the weights are trained."""
     rule: Literal["price", "penalty"] = "price"
     """``price``: channel pricing (ours). ``penalty``: the paper's."""
-    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(warmup_steps=20, ratio=0.3, base_share=0.005))
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(warmup_steps=20, ratio=0.3, base_share=0.0075))
     """The loss budget ε."""
     settle_steps: int = 90
     """Last steps, with fixed gates."""

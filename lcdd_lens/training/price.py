@@ -47,7 +47,7 @@ class PriceConfig:
     """Below this share the ascent ends."""
     max_sparsity: float = 1.0
     """Share of closed gates at which the ascent ends (1: only the budget ends it)."""
-    decay: float = 0.9
+    decay: float = 0.97
     """Decay of the moving average S."""
     batch_slack: float = 2.0
     """A rise also needs the present batch loss to be at most this multiple of ε."""
