@@ -62,6 +62,7 @@ _REPORT_EXAMPLES = """example:
 _COMPARE_EXAMPLES = """examples:
   lcdd-lens compare idk-0 --quick                      a first look
   lcdd-lens compare idk-0 --methods magnitude attribution_patching --out idk-0-comparison
+  lcdd-lens compare idk-0 idk-1 idk-2 --out idk-comparison      three seeds, and one page of what holds over them
 """
 
 
@@ -234,7 +235,9 @@ def _add_report(commands: Any) -> None:
 def _add_compare(commands: Any) -> None:
     summary = "compare a run's carrier with post-hoc circuit attribution on the same channels"
     parser = _add_command(commands, "compare", summary, _COMPARE_EXAMPLES, _compare)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run; several: seeds of one experiment"
+    )
     parser.add_argument("--quick", action="store_true", help="few prompts and cheap methods, for a first look")
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="attribution methods to compare (default: all that ship)"
@@ -285,20 +288,42 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    _read_results(args.run)
-    out = args.out or args.run / "comparison"
+    out = _comparison_folder(args)
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose another folder with --out.")
-    from lcdd_lens.comparison import ComparisonConfig, compare_run
+    from lcdd_lens.comparison import ComparisonConfig, compare_run, write_seeds_report
     from lcdd_lens.configuration import read_settings, updated
 
     settings = read_settings(args.config) if args.config else {}
     if args.methods:
         settings["methods"] = args.methods
     config = updated(ComparisonConfig.quick() if args.quick else ComparisonConfig(), settings)
-    result = compare_run(args.run, config, out=out, progress=not args.quiet)
-    print(f"\n{result.to_dataframe().to_string(float_format='{:.3g}'.format, na_rep='–')}\n\ncomparison: {out}")
+    several, found = len(args.runs) > 1, []
+    for run in args.runs:
+        folder = out / run.resolve().name if several else out
+        found.append(compare_run(run, config, out=folder, progress=not args.quiet))
+        table = found[-1].to_dataframe().to_string(float_format="{:.3g}".format, na_rep="–")
+        print(f"\n{table}\n\ncomparison: {folder}")
+    if several:
+        print(f"over seeds: {write_seeds_report(found, out / 'comparison.html')}")
     return 0
+
+
+def _comparison_folder(args: argparse.Namespace) -> Path:
+    """Where a comparison is written; several runs must be seeds of one experiment, and need a folder of their own."""
+    results = [_read_results(run) for run in args.runs]
+    if len(results) == 1:
+        return Path(args.out or args.runs[0] / "comparison")
+    if args.out is None:
+        raise ConfigError("several runs need --out: name a new folder for their comparison.")
+    described = {(found.get("behaviour"), str(found.get("config", {}).get("base"))) for found in results}
+    names, seeds = ({run.resolve().name for run in args.runs}, {found.get("seed") for found in results})
+    if len(described) > 1 or len(seeds) < len(results) or len(names) < len(results):
+        raise ConfigError(
+            "the runs are not seeds of one experiment: expected folders of different names with one base, one "
+            "behaviour and different seeds."
+        )
+    return Path(args.out)
 
 
 def _experiment(config: "ExperimentConfig", out: Path, *, quiet: bool, resume: bool = False) -> int:

@@ -283,6 +283,42 @@ def test_compare_hands_the_run_and_its_settings_on(
     assert exit_code("compare", str(run)) == 2 and len(calls) == 1
 
 
+def test_compare_puts_several_seeds_on_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders: list[Path] = []
+    pages: list[tuple[int, Path]] = []
+
+    def compare_run(folder: Path, config: Any, *, out: Path, progress: bool) -> Any:
+        folders.append(out)
+        return SimpleNamespace(to_dataframe=pd.DataFrame)
+
+    def write_seeds_report(found: list[Any], path: Path) -> Path:
+        pages.append((len(found), path))
+        return path
+
+    monkeypatch.setattr(comparison, "compare_run", compare_run)
+    monkeypatch.setattr(comparison, "write_seeds_report", write_seeds_report)
+    runs = []
+    for name, behaviour, seed in (("a", "idk", 0), ("b", "idk", 1), ("c", "idk", 1), ("d", "style", 2)):
+        (tmp_path / name).mkdir()
+        results = fake_results(seed) | {"behaviour": behaviour}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+        runs.append(str(tmp_path / name))
+    out = tmp_path / "out"
+    assert exit_code("compare", *runs[:2], "--out", str(out)) == 0
+    assert folders == [out / "a", out / "b"] and pages == [(2, out / "comparison.html")]
+    for refused, message in (
+        (runs[:2], "need --out"),
+        ((runs[1], runs[2]), "not seeds"),
+        ((runs[0], runs[3]), "not seeds"),
+    ):
+        given = [] if message == "need --out" else ["--out", str(tmp_path / "other")]
+        assert exit_code("compare", *refused, *given) == 2
+        assert message in capsys.readouterr().err
+    assert len(folders) == 2
+
+
 def test_choices_are_the_library_s() -> None:
     assert set(cli.SCORERS) == set(SCORERS)
     for name in cli.EMBEDDED_BEHAVIOURS:

@@ -99,11 +99,39 @@ def plot_necessity_sufficiency(comparison: Any, methods: Sequence[str] | None = 
     record = as_results(comparison)
     chosen = list(record["sets"]) if methods is None else list(methods)
     _require(chosen, record["sets"])
-    ax = axes_or_new(ax, 6.4, 1.3 + 0.42 * len(chosen))
-    tests = (("sufficiency", "#0072B2", "", -0.2), ("necessity", "#E69F00", "//", 0.2))
-    for test, colour, hatch, offset in tests:
-        for row, name in enumerate(chosen):
-            measured = Measured.of(record["sets"][name][test])
+    found = {name: record["sets"][name] for name in chosen}
+    ax = _pairs_of_bars(found, (("sufficiency", "#0072B2", ""), ("necessity", "#E69F00", "//")), ax)
+    size = f"{record['carrier_size']} of {record['n_gates']} channels"
+    title = titled("Sufficiency F(C) and necessity 1 − F(rest), SFT weights", size, _n(record), _seed(record))
+    return dress(ax, title, "share of the behaviour's log-probability", "", grid="x")
+
+
+def plot_two_by_two(comparison: Any, methods: Sequence[str] | None = None, ax: Any = None) -> Any:
+    """F of every set of the carrier's size on the fine-tuned and on LCDD's weights, with 95 % intervals.
+
+    Raises:
+        ConfigError: a method was not compared.
+    """
+    record = as_results(comparison)
+    table = record["two_by_two"]
+    chosen = list(table) if methods is None else list(methods)
+    _require(chosen, table)
+    found = {
+        name: {"fine-tuned weights": table[name]["sft"], "LCDD's weights": table[name].get("lcdd")} for name in chosen
+    }
+    ax = _pairs_of_bars(found, (("fine-tuned weights", "#D55E00", ""), ("LCDD's weights", "#0072B2", "//")), ax)
+    size = f"{record['carrier_size']} of {record['n_gates']} channels"
+    title = titled("F of each set, by whose weights", size, _n(record), _seed(record))
+    return dress(ax, title, "F: share of the behaviour's log-probability", "", grid="x")
+
+
+def _pairs_of_bars(found: Mapping[str, Mapping[str, Any]], bars: Sequence[tuple[str, str, str]], ax: Any) -> Any:
+    """Two horizontal bars a row: row -> bar -> estimate; ``bars`` are (name, colour, hatch)."""
+    ax = axes_or_new(ax, 6.4, 1.3 + 0.42 * len(found))
+    for (bar, colour, hatch), offset in zip(bars, (-0.2, 0.2), strict=True):
+        named = False
+        for row, estimates in enumerate(found.values()):
+            measured = Measured.of(estimates[bar])
             if measured is None:
                 continue
             below, above = measured.below_and_above
@@ -115,16 +143,15 @@ def plot_necessity_sufficiency(comparison: Any, methods: Sequence[str] | None = 
                 hatch=hatch,
                 edgecolor="white",
                 linewidth=0.4,
-                label=test if row == 0 else None,
+                label=None if named else bar,
                 xerr=[below, above],
                 error_kw={"ecolor": NEUTRAL, "lw": 1},
             )
-    ax.set_yticks(range(len(chosen)), [method_look(name).label for name in chosen])
-    ax.set_ylim(len(chosen) - 0.4, -0.6)
+            named = True
+    ax.set_yticks(range(len(found)), [method_look(name).label for name in found])
+    ax.set_ylim(len(found) - 0.4, -0.6)
     legend(ax)
-    size = f"{record['carrier_size']} of {record['n_gates']} channels"
-    title = titled("Sufficiency F(C) and necessity 1 − F(rest), SFT weights", size, _n(record), _seed(record))
-    return dress(ax, title, "share of the behaviour's log-probability", "", grid="x")
+    return ax
 
 
 def plot_places(comparison: Any, method: str = CARRIER, ax: Any = None) -> Any:

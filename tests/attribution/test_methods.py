@@ -48,6 +48,28 @@ def test_a_method_leaves_models_gates_and_flags_as_they_were(name: str, contrast
     assert all(parameter.grad is None for parameter in routed.model.parameters())
 
 
+def test_every_method_scores_every_channel_of_every_architecture(
+    architecture: str, make_contrast: Callable[..., Contrast]
+) -> None:
+    contrast = make_contrast(architecture, n=2, batch_size=2)
+    one_per_site = {site.hook_name: torch.tensor([0]) for site in contrast.routed.sites}
+    scored = {}
+    for name in known_methods():
+        method = method_by_name(name)
+        if isinstance(method, MaskOnly):
+            method = method.shortened(4, seed=0)
+        elif isinstance(method, ExactPatching):
+            method = ExactPatching(method.direction, one_per_site)
+        elif isinstance(method, ActivationIntegratedGradients):
+            method = ActivationIntegratedGradients(1)
+        found = attribute(method, contrast, progress=False)
+        scored[name] = found.n_scored
+        assert [len(score) for score in found.scores.values()] == [site.n_channels for site in contrast.routed.sites]
+        assert float(found.flat().nan_to_num(0.0).abs().max()) > 0, name
+    expected = dict.fromkeys(scored, contrast.routed.n_gates)
+    assert scored == expected | {name: len(one_per_site) for name in scored if name.startswith("exact")}
+
+
 def test_the_cost_counts_prompts_through_the_model(contrast: Contrast) -> None:
     n = contrast.n_prompts
 

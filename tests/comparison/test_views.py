@@ -21,6 +21,7 @@ from lcdd_lens.plotting.comparison import (
     plot_necessity_sufficiency,
     plot_overlap,
     plot_places,
+    plot_two_by_two,
 )
 from lcdd_lens.plotting.methods import METHOD_LOOKS, best_of_each_family
 from lcdd_lens.report.comparison import comparison_report, headline, write_comparison_report
@@ -47,6 +48,17 @@ def test_the_heatmap_shows_every_value_and_bars_stand_at_theirs(comparison: Comp
     plt.close("all")
 
 
+def test_the_two_by_two_has_a_bar_per_set_and_kind_of_weights(comparison: ComparisonResult) -> None:
+    ax = plot_two_by_two(comparison)
+    table = comparison.record["two_by_two"]
+    expected = [found[weights]["value"] for weights in ("sft", "lcdd") for found in table.values()]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(expected)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["fine-tuned weights", "LCDD's weights"]
+    bare = {**comparison.record, "two_by_two": {name: {"sft": found["sft"]} for name, found in table.items()}}
+    assert len(plot_two_by_two(bare).patches) == len(table)
+    plt.close("all")
+
+
 def test_stacks_add_up_to_the_size(comparison: ComparisonResult, material: Material) -> None:
     ax = plot_places(comparison, "magnitude")
     assert sum(bar.get_height() for bar in ax.patches) == 24
@@ -56,7 +68,7 @@ def test_stacks_add_up_to_the_size(comparison: ComparisonResult, material: Mater
 
 
 def test_figures_refuse_methods_that_were_not_compared(comparison: ComparisonResult) -> None:
-    for draw in (plot_faithfulness, plot_overlap, plot_necessity_sufficiency):
+    for draw in (plot_faithfulness, plot_overlap, plot_necessity_sufficiency, plot_two_by_two):
         with pytest.raises(ConfigError, match="was not compared"):
             draw(comparison, ["mask_only_kl"])
 
