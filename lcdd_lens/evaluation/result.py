@@ -62,7 +62,7 @@ class EvaluationResult:
         answers: condition -> replies as text (first draw).
         base_name: the condition that utility refers to.
         sft_name: the fine-tuned one.
-        seed: of the bootstrap and the choice of samples.
+        seed: of the bootstrap.
     """
 
     behaviour: str
@@ -159,7 +159,7 @@ class EvaluationResult:
     def samples(self, n: int = 8) -> list[dict[str, Any]]:
         """Replies of all conditions side by side for n prompts, shared evenly among the labels."""
         order = list(range(len(self.examples)))
-        random.Random(f"samples {self.seed}").shuffle(order)
+        random.Random("samples").shuffle(order)  # whatever the seed: runs show the same prompts
         queues: dict[str, list[int]] = {}
         for index in order:
             queues.setdefault(self.examples[index].label, []).append(index)

@@ -12,7 +12,7 @@ from typing import Any
 from lcdd_lens import __version__
 from lcdd_lens.errors import ArtefactError
 from lcdd_lens.plotting.sites import site_channels
-from lcdd_lens.report.answers import answers
+from lcdd_lens.report.answers import answers, answers_across
 from lcdd_lens.report.carrier_map import carrier_data, carrier_map
 from lcdd_lens.report.curves import training, training_charts
 from lcdd_lens.report.found import found
@@ -66,11 +66,17 @@ def run_report(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
         html("a", "Skip to the results", class_="skip", href="#main"),
         _masthead(runs),
         _bar(runs),
-        html("main", across_runs(runs) if len(runs) > 1 else None, articles, id="main"),
+        html("main", _overview(runs) if len(runs) > 1 else None, articles, id="main"),
         html("footer", html("p", f"lcdd-lens {__version__} · {_PAPER}")),
     ]
-    data = {"charts": charts, "carriers": carriers}
+    names = {f"run-{index}": f"Seed {run_name(run, index)}" for index, run in enumerate(runs)}
+    data = {"charts": charts, "carriers": carriers, "names": names}
     return document(title, body, data=data, styles=("run.css",), scripts=("grid.js", "switch.js", "run.js"))
+
+
+def _overview(runs: Sequence[Mapping[str, Any]]) -> list[Html | None]:
+    names = [f"seed {run_name(run, index)}" for index, run in enumerate(runs)]
+    return [across_runs(runs), answers_across(runs, names)]
 
 
 def _check(results: Mapping[str, Any]) -> None:

@@ -256,6 +256,45 @@ def test_seed_switch_shows_one_run_at_a_time_and_leads_the_links_there(tmp_path:
     assert found == {"shown": [False, True, False], "link": "#run-1-found"}
 
 
+def test_seeds_answer_the_same_prompts_side_by_side() -> None:
+    runs = [fake_results(seed) for seed in range(3)]
+    runs[2]["samples"] = runs[2]["samples"][:4]
+    page = run_report(runs)
+    across = page.split('id="seeds-answers"')[1].split("<article")[0]
+    cards = across.split('class="sample"')[1:]
+    assert len(cards) == 4
+    assert cards[0].count('class="answer ') == 1 + 3 * (len(CONDITIONS) - 1)
+    assert cards[0].count('data-condition="routed+trigger">') == 3  # the chosen condition, one answer per seed
+    assert [f"<dt>seed {seed}" in cards[0] for seed in range(3)] == [True] * 3
+    assert 'id="seeds-answers"' not in run_report(runs[0])
+    runs[1]["samples"] = []
+    assert 'id="seeds-answers"' not in run_report(runs)
+
+
+@needs_chromium
+def test_seeds_are_compared_on_the_page(tmp_path: Path) -> None:
+    script = """
+    const section = document.getElementById("seeds-answers");
+    const visible = () => [...section.querySelector(".sample").querySelectorAll(".answer")]
+      .filter((answer) => !answer.hidden).map((answer) => answer.dataset.condition);
+    const found = {before: visible()};
+    const pick = section.querySelector("select");
+    pick.value = "sft";
+    pick.dispatchEvent(new Event("input", {bubbles: true}));
+    found.after = visible();
+    document.querySelector("table.map tbody button").focus();
+    found.others = [...document.querySelectorAll(".panel .other")].map((part) => part.textContent.split(":")[0]);
+    document.title = JSON.stringify(found);
+    """
+    path = tmp_path / "report.html"
+    path.write_text(with_script(run_report([fake_results(seed) for seed in range(3)]), script), encoding="utf-8")
+    dom, console = open_page(path)
+    assert console == ""
+    found = json.loads(title_of(dom))
+    assert found["before"] == ["base", *["routed+trigger"] * 3] and found["after"] == ["base", *["sft"] * 3]
+    assert {"Seed 1", "Seed 2"} <= set(found["others"])
+
+
 @needs_chromium
 def test_nothing_is_wider_than_a_phone(tmp_path: Path) -> None:
     page = run_report([fake_results(seed) for seed in range(2)])

@@ -33,7 +33,20 @@
     return svg;
   };
 
-  const describe = (panel, hook, site) => {
+  // The same site in the carriers of the page's other seeds.
+  const elsewhere = (prefix, hook, site) => {
+    const parts = [];
+    for (const [other, sites] of Object.entries(data.carriers)) {
+      const there = other !== prefix && sites[hook];
+      if (!there || there.n !== site.n) continue;
+      const shared = there.open.filter((channel) => site.open.includes(channel)).length;
+      parts.push(element("p", `${data.names[other]}: ${there.open.length} open, ${shared} of them here as well`, "other"));
+      if (there.open.length) parts.push(strip(there));
+    }
+    return parts.length ? [element("p", "The same site in the other seeds:", "quiet"), ...parts] : parts;
+  };
+
+  const describe = (panel, hook, site, prefix) => {
     const share = `${+((100 * site.open.length) / site.n).toFixed(1)} %`;
     const parts = [element("h4", `Layer ${site.layer}, ${site.kind}`)];
     const name = element("p");
@@ -61,13 +74,14 @@
       parts.push(list);
       if (order.length > MOST_LISTED) parts.push(element("p", `and ${order.length - MOST_LISTED} more`, "quiet"));
     }
+    parts.push(...elsewhere(prefix, hook, site));
     panel.replaceChildren(...parts);
   };
 
   for (const map of document.querySelectorAll("table.map")) {
     const sites = data.carriers[map.dataset.carrier];
     const panel = map.closest("section").querySelector(".panel");
-    const show = (button) => describe(panel, button.dataset.site, sites[button.dataset.site]);
+    const show = (button) => describe(panel, button.dataset.site, sites[button.dataset.site], map.dataset.carrier);
     const fullest = [...map.querySelectorAll("tbody button")].reduce((a, b) => {
       const share = (button) => sites[button.dataset.site].open.length / sites[button.dataset.site].n;
       return share(b) > share(a) ? b : a;
@@ -86,7 +100,9 @@
     let limit = FIRST_SHOWN;
     const filter = () => {
       const shown = new Set([...controls.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
-      const label = (controls.querySelector("select") || {}).value || "";
+      const chosen = controls.querySelector("select[data-filter=condition]");
+      if (chosen) shown.add(chosen.value).add("base");
+      const label = (controls.querySelector("select[data-filter=label]") || {}).value || "";
       const words = controls.querySelector("input[type=search]").value.trim().toLowerCase();
       let matching = 0;
       let visible = 0;
