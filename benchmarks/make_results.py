@@ -1,6 +1,6 @@
 """Write docs/results.md and its figures from the rows of ``reproduce.py``.
 
-    python benchmarks/make_results.py [--rows benchmarks/results/main] [--out docs]
+    python benchmarks/make_results.py [--rows benchmarks/results/main] [--rules benchmarks/results/rules] [--out docs]
 
 Works with whatever models, behaviours and seeds are there, and says how many. Every figure on the page is in the files,
 or is a mean, an interval, a ratio or an overlap of what is.
@@ -15,7 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from claims import CLAIMS, behaviour_identity, restored, seed_identity
 from figures import draw_figures
-from summary import Mean, Pair, Row, read_rows
+from rules import layers_section, rules_section, triggers_section
+from summary import Pair, Row, read_rows
+from tables import BLANK, cell, table_row
+from targets import TARGETS
 
 from lcdd_lens.controls import CONTROLS
 from lcdd_lens.evaluation.identity import layer_shares
@@ -23,7 +26,6 @@ from lcdd_lens.io import write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 VERDICTS = ("reversed", "suppressed", "partial", "kept")
-BLANK = "–"
 WORDS = {"idk": "fixed response", "safety": "safety", "style": "style"}
 
 
@@ -31,30 +33,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read rows, draw figures, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=ROOT / "benchmarks" / "results" / "main")
+    parser.add_argument("--rules", type=Path, default=ROOT / "benchmarks" / "results" / "rules")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md; figures go to assets/")
     options = parser.parse_args(arguments)
     pairs = read_rows(options.rows)
     if not pairs:
         parser.error(f"{options.rows} holds no rows: run benchmarks/reproduce.py first")
     figures = draw_figures(pairs, options.out / "assets")
-    write_text_atomic(options.out / "results.md", page(pairs, figures))
+    write_text_atomic(options.out / "results.md", page(pairs, figures, options.rules))
 
 
-def page(pairs: Sequence[Pair], figures: Sequence[tuple[str, str]] = ()) -> str:
+def page(pairs: Sequence[Pair], figures: Sequence[tuple[str, str]] = (), rules: Path | None = None) -> str:
     """The page as Markdown.
 
     Args:
         pairs: what was measured.
         figures: (file in assets/, caption), in the order of the page.
+        rules: the folder of ``rule_search.py``'s files, if there are any.
     """
     sections = [
         header(pairs),
         claims_section(pairs),
+        targets_section(pairs),
         main_section(pairs),
         "\n\n".join(f"![{caption}](assets/{file})\n\n*{caption}*" for file, caption in figures),
         identity_section(pairs),
         causal_section(pairs),
         controls_section(pairs),
+        *(() if rules is None else (layers_section(rules), rules_section(rules), triggers_section(rules))),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -116,6 +122,26 @@ def claims_section(pairs: Sequence[Pair]) -> str:
         found = claim.judge(pairs)
         met = f"{sum(found.met.values())} of {len(found.met)}" if found.met else BLANK
         lines.append(table_row(claim.text, claim.authors, found.ours, claim.criterion, met, f"**{found.verdict}**"))
+    return "\n".join(lines)
+
+
+def targets_section(pairs: Sequence[Pair]) -> str:
+    """What the library asks of itself, and which pairs miss it."""
+    words = {"holds": "reached", "holds in part": "in part", "does not hold": "not reached"}
+    lines = [
+        "## What this library aimed at",
+        "",
+        "Stricter aims than the paper's claims, over the same rows. *Missed by* names the pairs that do not meet one.",
+        "",
+        "| aim | criterion | ours, mean over pairs | pairs | verdict | missed by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for target in TARGETS:
+        found = target.judge(pairs)
+        met = f"{sum(found.met.values())} of {len(found.met)}" if found.met else BLANK
+        missed = ", ".join(name for name, fine in found.met.items() if not fine)
+        verdict = words.get(found.verdict, found.verdict)
+        lines.append(table_row(target.text, target.criterion, found.ours, met, f"**{verdict}**", missed))
     return "\n".join(lines)
 
 
@@ -283,14 +309,6 @@ def control_row(pair: Pair, control: str, condition: str) -> str:
 
 
 # -- cells
-
-
-def table_row(*cells: str) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
-
-
-def cell(mean: Mean | None, digits: int = 3) -> str:
-    return BLANK if mean is None else mean.text(digits)
 
 
 def span(values: Sequence[int]) -> str:

@@ -13,6 +13,9 @@ controls were asked for at a higher level is run again. Every process uses one t
     --controls main    and those controls that train no weights, and necessity and sufficiency (the default)
     --controls all     and those that do
 
+``--keep FOLDER`` keeps the runs themselves, models and triggers included: controls can then be added later, and
+``compare_seeds.py --runs FOLDER`` compares their carriers, without training anything twice.
+
 ``--base NAME=FOLDER`` runs a model of your own (a hub name or a folder) in the place of an embedded one: its pairs are
 NAME/idk, NAME/safety and NAME/style.
 """
@@ -45,6 +48,8 @@ LEVELS = ("none", "main", "all")
 Level = Literal["none", "main", "all"]
 PREFIX = "tinychat-"
 DIGITS = 5
+DIGESTED = ("behaviour", "sft_training", "lcdd", "eraser", "evaluation")
+"""Settings that the seeds of a pair must share to be averaged."""
 CONTROL_METRICS = ("behaviour_rate", "over_rate", "utility", "recovered", "kl", "kl_from_sft")
 SITE_KEYS = ("layer", "kind", "n_channels", "open")
 CARRIERS_KEPT = ("paper_rule", "random_order", "no_loss_gradient")
@@ -62,14 +67,19 @@ class Task:
     out: Path
     base: str | None = None
     device: str = "cpu"
+    keep: Path | None = None
 
     @property
     def pair(self) -> str:
         return f"{self.family}/{self.behaviour}"
 
     @property
+    def name(self) -> str:
+        return f"{self.family}-{self.behaviour}-{self.seed}"
+
+    @property
     def path(self) -> Path:
-        return self.out / f"{self.family}-{self.behaviour}-{self.seed}.json"
+        return self.out / f"{self.name}.json"
 
     def __str__(self) -> str:
         return f"{self.pair} seed {self.seed}"
@@ -107,6 +117,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--base", action="append", default=[], metavar="NAME=FOLDER", help="a model of your own")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the runs here, and use those that are here")
     parser.add_argument("--force", action="store_true", help="run again what is there")
     options = parser.parse_args(arguments)
     own = dict(entry.split("=", 1) for entry in options.base if "=" in entry)
@@ -125,7 +136,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except ValueError:
         parser.error(f"--seeds {options.seeds}: expected 0, 0-4 or 0,2,3")
     options.tasks = [
-        Task(*pair.split("/"), seed, options.controls, options.out, own.get(pair.split("/")[0]), options.device)
+        Task(
+            *pair.split("/"),
+            seed,
+            options.controls,
+            options.out,
+            own.get(pair.split("/")[0]),
+            options.device,
+            options.keep,
+        )
         for seed in seeds
         for pair in pairs
     ]
@@ -190,18 +209,13 @@ def measure(task: Task) -> Any:
     import transformers
 
     from lcdd_lens.controls import Bench, controls_of, necessity_and_sufficiency, run_controls
-    from lcdd_lens.pipeline import demo_config, run_experiment
 
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     started = time.perf_counter()
-    config = demo_config(task.behaviour, task.seed, "llama" if task.base else task.family)
-    if task.base is not None:
-        config = replace(config, base=task.base, sft_training=None)
-    config = replace(config, device=task.device)
     with tempfile.TemporaryDirectory() as folder:
-        experiment = run_experiment(config, Path(folder) / "run", progress=False)
-        row = main_row(task, experiment, time.perf_counter() - started)
+        experiment = finished_run(task, (task.keep or Path(folder)) / task.name)
+        row = main_row(task, experiment, sum(experiment.results["seconds"].values()))
         yield row
         if task.level == "none":
             return
@@ -211,8 +225,21 @@ def measure(task: Task) -> Any:
             "controls_level": task.level,
             "controls": {name: control_entry(name, result) for name, result in controls.items()},
             "causal": [cell.to_dict() for cell in necessity_and_sufficiency(bench)],
-            "total_seconds": time.perf_counter() - started,
+            "total_seconds": row["total_seconds"] + time.perf_counter() - started,
         }
+
+
+def finished_run(task: Task, folder: Path) -> Any:
+    """The run in this folder: read if it has ended, gone on with if it was interrupted, begun otherwise."""
+    from lcdd_lens.pipeline import RESULTS, demo_config, load_experiment, run_experiment
+
+    if (folder / RESULTS).is_file():
+        return load_experiment(folder)
+    config = demo_config(task.behaviour, task.seed, "llama" if task.base else task.family)
+    if task.base is not None:
+        config = replace(config, base=task.base, sft_training=None)
+    config = replace(config, device=task.device)
+    return run_experiment(config, folder, progress=False, resume=True)
 
 
 def main_row(task: Task, experiment: Any, seconds: float) -> dict[str, Any]:
@@ -245,7 +272,7 @@ def main_row(task: Task, experiment: Any, seconds: float) -> dict[str, Any]:
         "sites": {name: {key: site[key] for key in SITE_KEYS} for name, site in carrier["sites"].items()},
         "invariants": results["invariants"],
         "settings": settings(results["config"]),
-        "config_sha256": config_digest(results["config"]),
+        "config_sha256": config_digest({key: results["config"][key] for key in DIGESTED}),
         "versions": results["versions"],
         "seconds": results["seconds"],
         "total_seconds": seconds,
@@ -276,8 +303,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the resolved configuration without seeds and without the model's place: equal for the seeds of a
-    pair."""
+    """SHA-256 of settings without seeds and without the model's place: equal for the seeds of a pair."""
 
     def kept(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -17,11 +17,16 @@ from tests.fake_rows import fake_row, write_rows
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
+MODULES = (
+    "reproduce", "make_results", "claims", "summary", "figures", "targets", "tables", "rules", "rule_search",
+)  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def _benchmarks_are_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("reproduce", "make_results", "claims", "summary", "figures"):
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
@@ -265,12 +270,13 @@ def test_the_page_works_with_whatever_is_there_and_says_how_much(tmp_path: Path)
     import make_results
 
     write_rows(tmp_path / "rows", [fake_row(controls=False)])
-    make_results.main(["--rows", str(tmp_path / "rows"), "--out", str(tmp_path / "docs")])
+    options = ["--rows", str(tmp_path / "rows"), "--rules", str(tmp_path / "rules"), "--out", str(tmp_path / "docs")]
+    make_results.main(options)
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "1 pairs of a model and a behaviour (llama; fixed response)" in page
     assert "not measured" in page and "## The controls" not in page
     write_rows(tmp_path / "rows", [*everything(3), fake_row("gpt2", "idk", 0)])
-    make_results.main(["--rows", str(tmp_path / "rows"), "--out", str(tmp_path / "docs")])
+    make_results.main(options)
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "4 pairs" in page and "10 runs in all" in page and "1 to 3 seeds each" in page
     assert "million parameters" in page
@@ -283,12 +289,79 @@ def test_every_table_has_as_many_cells_as_its_head_says(tmp_path: Path) -> None:
     import make_results
     from summary import read_rows
 
-    write_rows(tmp_path, everything())
-    tables = re.findall(r"(?:^\|.*\n)+", make_results.page(read_rows(tmp_path)), re.M)
-    assert len(tables) == 9
+    write_rows(tmp_path / "rows", everything())
+    write_rules(tmp_path / "rules", {"default": (0.98, 1.0), "layer_0": (0.98, 1.0), "trigger_2_tokens": (0.98, 1.0)})
+    tables = re.findall(r"(?:^\|.*\n)+", make_results.page(read_rows(tmp_path / "rows"), (), tmp_path / "rules"), re.M)
+    assert len(tables) == 12
     for table in tables:
         widths = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table.splitlines()[0]
+
+
+def write_rules(folder: Path, variants: dict[str, tuple[float, float]], seeds: int = 2) -> None:
+    """Rows as ``rule_search.py`` writes them: variant -> (sparsity, behaviour of the routed model)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        for variant, (sparsity, kept) in variants.items():
+            row = fake_row("llama", "idk", seed, controls=False)
+            row["conditions"]["routed"]["behaviour_rate"]["value"] = kept
+            conditions = {
+                name: {metric: figure["value"] for metric, figure in figures.items() if metric != "verdict"}
+                for name, figures in row["conditions"].items()
+            }
+            content = {
+                "variant": variant,
+                "pair": "llama/idk",
+                "seed": seed,
+                "carrier": {"sparsity": sparsity},
+                "delta_norm": row["delta_norm"],
+                "trigger_steps": 40,
+                "conditions": conditions,
+                "open": {"blocks.0.mlp.hook_post": [1, 2, 3 + seed]},
+            }
+            (folder / f"llama-idk-{seed}-{variant}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_answer_about_layers_follows_from_the_rows(tmp_path: Path) -> None:
+    from rules import layers_section
+
+    write_rules(tmp_path, {"layer_0": (0.98, 1.0), "layer_1": (0.91, 0.99), "layer_2": (0.95, 0.4)})
+    section = layers_section(tmp_path)
+    assert "layer 0 (sparsity 0.980), 1 (sparsity 0.910); they lose more in layer 2 (sparsity 0.950)" in section
+    assert "more than one layer can hold the behaviour alone" in section
+    assert "| 0.500 |" in section
+    write_rules(tmp_path, {"layer_1": (0.91, 0.9)})
+    assert "No behaviour here can be held by more than one layer alone" in layers_section(tmp_path)
+    assert layers_section(tmp_path / "nowhere") == ""
+
+
+def test_aims_name_the_pairs_that_miss_them(tmp_path: Path) -> None:
+    import make_results
+    from summary import read_rows
+
+    rows = everything()
+    for row in rows:
+        row["carrier"]["sparsity"] = 0.9 if row["behaviour"] == "style" else 0.98
+    write_rows(tmp_path, rows)
+    line = next(line for line in make_results.targets_section(read_rows(tmp_path)).splitlines() if "Sparsity" in line)
+    assert "| 2 of 3 | **in part** | llama/style |" in line
+
+
+def test_variants_change_settings_that_exist() -> None:
+    from dataclasses import replace
+
+    from rule_search import VARIANTS
+
+    from lcdd_lens.eraser import EraserConfig
+    from lcdd_lens.training import LCDDConfig
+
+    for name, variant in VARIANTS.items():
+        config, trigger = LCDDConfig(), replace(EraserConfig(), n_tokens=1, w_answer=1.0, answers_of="both")
+        for section, fields in variant.changes.items():
+            if section == "eraser":
+                assert replace(trigger, **fields) != trigger, name
+            else:
+                assert replace(getattr(config, section), **fields) != getattr(config, section), name
 
 
 def test_the_page_changes_with_the_rows_and_only_with_them(tmp_path: Path) -> None:
@@ -304,7 +377,7 @@ def test_the_page_changes_with_the_rows_and_only_with_them(tmp_path: Path) -> No
     write_rows(tmp_path, changed)
     after = make_results.page(read_rows(tmp_path))
     differing = [b for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
-    assert differing and all("0.6" in line or "idk" in line or "routed+trigger" in line for line in differing)
+    assert differing and all(re.search(r"0\.6|idk|routed \+ ?trigger|routed\+trigger", line) for line in differing)
 
 
 def test_suppression_and_reversal_are_counted_apart(tmp_path: Path) -> None:
@@ -331,4 +404,4 @@ def test_no_committed_row_is_out_of_line_with_the_committed_page() -> None:
         pytest.skip("no rows are committed yet")
     page = (BENCHMARKS.parent / "docs" / "results.md").read_text(encoding="utf-8")
     without_figures = re.sub(r"\n\n!\[.*?\]\(assets/.*?\)\n\n\*.*?\*", "", page)
-    assert without_figures == make_results.page(pairs)
+    assert without_figures == make_results.page(pairs, (), BENCHMARKS / "results" / "rules")
