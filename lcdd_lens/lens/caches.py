@@ -132,10 +132,10 @@ def activations(
                 by_row = _by_row(values, len(chosen[rows]), width)
                 taken = _take(by_row, chosen[rows], 2 if hook_name.endswith(_OVER_QUERIES) else 1)
                 kept.setdefault(hook_name, []).append(taken)
-    values = {hook_name: torch.cat(parts) for hook_name, parts in kept.items()}
+    joined = {hook_name: torch.cat(parts) for hook_name, parts in kept.items()}
     if positions == "last":
-        values = {name: v.squeeze(2 if name.endswith(_OVER_QUERIES) else 1) for name, v in values.items()}
-    return values, torch.cat(logits)
+        joined = {name: v.squeeze(2 if name.endswith(_OVER_QUERIES) else 1) for name, v in joined.items()}
+    return joined, torch.cat(logits)
 
 
 def _known(model: Any, names: Sequence[str] | None) -> Callable[[str], bool]:

@@ -157,7 +157,7 @@ def patch_sweep(
     _, target_logits = activations(side, target, ())
     base_difference, own_difference = side.logit_difference(source_logits), side.logit_difference(target_logits)
     everything = {name: torch.arange(site.n_channels) for name, site in sites.items()}
-    choices = {
+    choices: dict[str, list[Mapping[str, Tensor]]] = {
         "carrier": [side.carrier.channels],
         "random": [random_carrier(side.carrier, stratified=True, seed=seed + i).channels for i in range(n_random)],
         "all": [everything],

@@ -177,7 +177,8 @@ def channels_at(carrier: Carrier, hook_name: str) -> Int[Tensor, " open"]:
         for (of_layer, kind), channels in parts.items()
         if of_layer < layer or (of_layer == layer and (point == "post" or (point == "mid" and kind == "attn_write")))
     ]
-    return torch.cat(written).unique() if written else torch.zeros(0, dtype=torch.long)
+    union = sorted({channel for channels in written for channel in channels.tolist()})
+    return torch.tensor(union, dtype=torch.long)
 
 
 def _against(own: float, draws: Float[Tensor, " draw"]) -> dict[str, float]:

@@ -54,7 +54,8 @@ def hook_of(sae: SparseAutoencoder) -> str:
 def decoder_directions(sae: SparseAutoencoder) -> Float[Tensor, "feature d_in"]:
     """Decoder rows of length 1, on the CPU in float32; a row of zeros stays one."""
     rows: Tensor = sae.W_dec.detach().float().cpu()
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return unit
 
 
 def load_sae(folder: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
@@ -73,8 +74,9 @@ def load_sae(folder: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
     shape = tuple(load_tensors(folder / WEIGHTS).get("W_dec", ()))[:1]
     if not shape or "architecture" not in read_json(folder / CONFIG, dict):
         raise ArtefactError(f"{folder} holds no SAE of SAELens: decoder rows or the architecture's name are missing.")
+    library = sae_lens()
     try:
-        loaded: SparseAutoencoder = sae_lens().SAE.load_from_disk(folder, device=device)
+        loaded: SparseAutoencoder = library.SAE.load_from_disk(folder, device=device)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ArtefactError(f"{folder} cannot be read as an SAE ({error}): save it again.") from error
     return loaded

@@ -272,15 +272,11 @@ def test_a_damaged_configuration_is_told(tmp_path: Path) -> None:
         load_sae(tmp_path)
 
 
-def test_without_sae_lens_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sae_lens_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built(torch.eye(16)).save_model(tmp_path)
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(ConfigError, match="pip install 'sae-lens"):
-        sae_transformer(_Plain())  # type: ignore[arg-type]
-
-
-class _Plain:
-    def named_parameters(self) -> Any:
-        return iter(())
+        load_sae(tmp_path)
 
 
 # -- HookedSAETransformer
