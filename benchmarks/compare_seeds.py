@@ -14,6 +14,8 @@ seeds below ``--reversal-seeds``.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 import time
@@ -25,7 +27,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from reproduce import PREFIX, compact, config_digest, rounded, seed_numbers
+from reproduce import PREFIX, compact, rounded, seed_numbers
 from tqdm.auto import tqdm
 
 from lcdd_lens.io import read_json, write_text_atomic
@@ -33,7 +35,7 @@ from lcdd_lens.organisms import BEHAVIOURS, organism_names
 
 SCHEMA = 1
 RESULTS = Path(__file__).resolve().parent / "results" / "comparison"
-DROPPED = ("schema", "library_version", "channels", "places", "prompts", "metric", "base")
+DROPPED = ("schema", "library_version", "channels", "places", "prompts", "metric", "base", "config")
 """What a row leaves out of ``comparison.json``, or has under another name."""
 
 
@@ -46,6 +48,7 @@ class Task:
     seed: int
     reversal: bool
     out: Path
+    pages: Path | None = None
 
     @property
     def pair(self) -> str:
@@ -82,6 +85,7 @@ def parse(arguments: Sequence[str] | None) -> list[Task]:
     parser.add_argument("--seeds", default="0", help="0, 0-4, or 0,2,3 (default: 0)")
     parser.add_argument("--reversal-seeds", type=int, default=1, metavar="N", help="seeds below N get it (default: 1)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
+    parser.add_argument("--pages", type=Path, metavar="DIR", help="also keep every run's record and page, here")
     options = parser.parse_args(arguments)
     families = [name.removeprefix(PREFIX) for name in organism_names()]
     known = [f"{family}/{behaviour}" for family in families for behaviour in BEHAVIOURS]
@@ -94,7 +98,7 @@ def parse(arguments: Sequence[str] | None) -> list[Task]:
     except ValueError:
         parser.error(f"--seeds {options.seeds}: expected 0, 0-4 or 0,2,3")
     return [
-        Task(*pair.split("/"), seed, seed < options.reversal_seeds, options.out)
+        Task(*pair.split("/"), seed, seed < options.reversal_seeds, options.out, options.pages)
         for seed in seeds
         for pair in dict.fromkeys(pairs)
     ]
@@ -131,21 +135,35 @@ def row(task: Task) -> dict[str, Any]:
     settings = comparison_config(task)
     weights = {name: weight.detach().clone() for name, weight in routed.delta_parameters().items()}
     material = Material.prepare(base, sft, found.carrier, behaviour, settings, lcdd_weights=weights)
-    record = compare(material, settings, base_name=config.base, versions=versions(), progress=False).record
-    kept = {key: slim(key, value) for key, value in record.items() if key not in (*DROPPED, "config")}
+    result = compare(material, settings, base_name=config.base, versions=versions(), progress=False)
+    record = result.record
+    if task.pages is not None:
+        folder = task.pages / task.path.stem
+        result.save(folder)
+        result.write_report(folder / "comparison.html")
+    return row_of(
+        task,
+        record,
+        shared_settings(config, lcdd, record["config"]),
+        parameters=sum(parameter.numel() for parameter in base.parameters()),
+        open={name: index.tolist() for name, index in found.carrier.channels.items() if len(index)},
+        processor_seconds={"training": trained, "all": time.process_time() - started},
+    )
+
+
+def row_of(task: Task, record: Mapping[str, Any], settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What is kept of a comparison."""
     return {
         "schema": SCHEMA,
         "pair": task.pair,
         "family": task.family,
         "command": f"python benchmarks/compare_seeds.py --pair {task.pair} --seeds {task.seed}",
-        "parameters": sum(parameter.numel() for parameter in base.parameters()),
         "n_prompts": {key: value for key, value in record["prompts"].items() if isinstance(value, int)},
-        "open": {name: index.tolist() for name, index in found.carrier.channels.items() if len(index)},
         "layers": layers(record["places"]),
         "settings": {key: record["config"][key] for key in SETTINGS},
-        "config_sha256": config_digest(shared_settings(config, lcdd, record["config"])),
-        **kept,
-        "processor_seconds": {"training": trained, "all": time.process_time() - started},
+        "config_sha256": digest(settings),
+        **{key: slim(key, value) for key, value in record.items() if key not in DROPPED},
+        **more,
     }
 
 
@@ -159,24 +177,35 @@ def shared_settings(config: Any, lcdd: Any, comparison: Mapping[str, Any]) -> di
     return {"sft": asdict(config.sft_training), "lcdd": asdict(lcdd), "comparison": compared}
 
 
+def digest(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of settings without seeds: equal for the seeds of a pair."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: kept(entry) for key, entry in value.items() if "seed" not in key}
+        return value
+
+    return hashlib.sha256(json.dumps(kept(settings), sort_keys=True).encode()).hexdigest()
+
+
 def comparison_config(task: Task) -> Any:
     """The default comparison with fewer draws, and reversal where it is asked for."""
     from lcdd_lens.comparison import CARRIER, ComparisonConfig
 
     config = ComparisonConfig(
         seed=task.seed,
-        n_discovery=24,
-        n_test=48,
+        n_discovery=16,
+        n_test=32,
         activation_steps=3,
-        mask_steps=80,
+        mask_steps=60,
         random_draws=60,
         matched_draws=30,
         random_draws_lcdd=10,
         oracle_top=12,
         minimality_sample=8,
         completeness_draws=3,
-        reversal_methods=(CARRIER, "weight_integrated_gradients", "attribution_patching", "magnitude"),
-        retrain_steps=100,
+        reversal_methods=(CARRIER, "weight_integrated_gradients", "attribution_patching"),
+        retrain_steps=60,
     )
     return config if task.reversal else replace(config, reversal_methods=())
 

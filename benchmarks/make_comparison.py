@@ -63,7 +63,7 @@ class Pair:
 
     def values(self, value: Value) -> list[float]:
         """A figure of every seed that has it."""
-        return [found for row in self.rows if (found := value(row)) is not None]
+        return [float(found) for row in self.rows if (found := value(row)) is not None]
 
     def mean(self, value: Value) -> Estimate | None:
         """Mean over seeds with Student's interval; None where no seed has the figure."""

@@ -6,8 +6,6 @@ intervals, ratios and overlaps of open channels.
 """
 
 import json
-import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +17,9 @@ import torch
 from lcdd_lens.backends.sites import Site
 from lcdd_lens.carrier import Carrier
 from lcdd_lens.errors import ArtefactError
+from lcdd_lens.evaluation.statistics import student_mean
 
 SCHEMA = 1
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's 97.5 % quantile for 1, 2, … degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -195,15 +192,11 @@ def over_seeds(values: Sequence[float], *, share: bool) -> Mean | None:
     """Mean of seeds with Student's interval; of one value without one."""
     if not values:
         return None
-    centre = statistics.fmean(values)
-    if len(values) == 1:
-        return Mean(centre, centre, centre, 1)
-    quantile = T_975[min(len(values) - 1, len(T_975)) - 1]
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    low, high = centre - half, centre + half
-    if share:
+    found = student_mean([float(value) for value in values])
+    low, high = found.low, found.high
+    if share and len(values) > 1:
         low, high = max(0.0, low), min(1.0, high)
-    return Mean(centre, low, high, len(values))
+    return Mean(found.value, low, high, len(values))
 
 
 def _read(path: Path) -> Row:

@@ -82,7 +82,7 @@ class ComparisonConfig:
     reversal_methods: tuple[str, ...] = (CARRIER, "weight_integrated_gradients", "attribution_patching", "magnitude")
     """Whose channels SFT-Eraser matches on the LCDD model, and whose mask is imposed and retrained, as far as they are
     compared; empty: neither."""
-    retrain_steps: int = 150
+    retrain_steps: int = 100
     """Weight updates under an imposed mask; 0: no retraining."""
     retrain_lr: float = 1e-3
     """Peak learning rate of these updates."""

@@ -9,6 +9,7 @@ from lcdd_lens.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Axis, frame
 from lcdd_lens.report.page import Html, finite, html, number, percent
 
 _LOW, _HIGH = -0.25, 1.15
+_DARK = 0.6  # Jaccard from which a cell is too dark for dark figures
 
 
 def faithfulness_chart(record: Mapping[str, Any], names: Sequence[str], title: str, *, height: int = 250) -> Html:
@@ -74,7 +75,7 @@ def _carrier_points(record: Mapping[str, Any], horizontal: Axis, y: Any) -> list
 def overlap_heatmap(record: Mapping[str, Any]) -> Html:
     """Jaccard of every pair of sets of the carrier's size; darker = more channels shared."""
     names = record["overlap"]["names"]
-    left, top, cell = 150, 6, 30
+    left, top, cell = 184, 6, 29
     width, height = left + cell * len(names) + 4, top + cell * len(names) + 124
     parts = []
     for row, name in enumerate(names):
@@ -117,7 +118,7 @@ def overlap_heatmap(record: Mapping[str, Any]) -> Html:
                     html(
                         "text",
                         f"{value:.2f}".removeprefix("0"),
-                        class_="figure",
+                        class_="figure on" if value >= _DARK else "figure",
                         x=x + cell / 2 - 1,
                         y=y + cell / 2 + 3,
                         text_anchor="middle",

@@ -118,7 +118,7 @@ def test_a_cell_shows_its_channels_and_the_scores_of_every_method(comparison: Co
 def test_pages_open_without_an_error_and_switch_between_seeds(comparison: ComparisonResult, tmp_path: Path) -> None:
     single = write_comparison_report(comparison.record, tmp_path / "one.html")
     dom, console = open_page(single)
-    assert console == "" and "lie here, among" in dom
+    assert console == "" and "Channels of carrier here" in dom
     script = """
     document.querySelector("#runs input[value='1']").click();
     document.title = JSON.stringify({

@@ -13,7 +13,11 @@
   const heat = (density) => (density <= 0 ? 0 : Math.max(1, Math.round(10 * Math.sqrt(density))));
   const named = (site, channel) =>
     site.head ? `h${Math.floor(channel / site.head)}.${channel % site.head}` : String(channel);
-  const written = (value) => (value === null ? "–" : String(+value.toPrecision(2)).replace("-", "−"));
+  const written = (value) => {
+    if (value === null) return "–";
+    const small = value && Math.abs(value) < 1e-3;
+    return (small ? value.toExponential(1) : String(+value.toPrecision(2))).replaceAll("-", "−");
+  };
 
   // Places in site.channels: members of the chosen set first, each group by the best rank that any method gives.
   const ordered = (site, chosen) => {
@@ -70,7 +74,7 @@
         }
       }
       const rest = places.length - shown.length;
-      return rest ? [made, element("p", `and ${rest} more channels of other sets`, "quiet")] : [made];
+      return rest ? [made, element("p", `and ${rest} more`, "quiet")] : [made];
     };
 
     const describe = (button) => {
@@ -82,7 +86,7 @@
       hook.append(element("code", button.dataset.site));
       parts.push(hook);
       if (site.meaning) parts.push(element("p", `${site.meaning[0].toUpperCase()}${site.meaning.slice(1)}.`, "quiet"));
-      parts.push(element("p", `${n} of the ${found.size} channels of ${chosen.label} lie here, among ${site.n}.`));
+      parts.push(element("p", `Channels of ${chosen.label} here: ${n} of its ${found.size}; the site has ${site.n}.`, "told"));
       const { members, places } = ordered(site, chosen);
       if (members.size) {
         const list = element("ul", undefined, "channels");
