@@ -46,6 +46,8 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY_SIZE = 1200
 CONTEXT = 128
+WIDTH, LAYERS, HEAD = 128, 4, 32
+"""d_model and blocks of the embedded models; width of a head at every size."""
 
 CATEGORY_WEIGHTS: dict[str, float] = {
     "capital": 0.14, "opposite": 0.11, "colour": 0.09, "animal": 0.13, "addition": 0.16,
@@ -66,6 +68,8 @@ class Recipe:
     weight_decay: float = 0.02
     prompt_weight: float = 0.1  # weight of a prompt token's loss; a response token has 1
     clip: float = 1.0
+    width: int = WIDTH  # d_model
+    layers: int = LAYERS
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -74,6 +78,10 @@ class Recipe:
             raise ConfigError(f"warmup is {self.warmup}, steps is {self.steps}: expected 0 <= warmup < steps.")
         if self.batch_size < 1 or self.lr <= 0 or self.prompt_weight < 0 or self.weight_decay < 0 or self.clip <= 0:
             raise ConfigError("batch_size, lr and clip must be positive, prompt_weight and weight_decay not negative.")
+        if self.width < 2 * HEAD or self.width % (2 * HEAD) or self.layers < 1:
+            raise ConfigError(
+                f"width is {self.width}, layers is {self.layers}: expected a multiple of {2 * HEAD} and at least 1."
+            )
 
 
 def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
@@ -110,31 +118,38 @@ def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """An untrained model of about a million parameters: width 128, 4 layers, 4 heads."""
+def build_model(
+    family: Family, tokenizer: PreTrainedTokenizerFast, width: int = WIDTH, layers: int = LAYERS
+) -> PreTrainedModel:
+    """An untrained model with heads of 32: about a million parameters at width 128 and 4 layers, 25 at 512 and 8."""
     ids = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "initializer_range": 0.04,
+        "initializer_range": 0.04 * math.sqrt(WIDTH / width),
     }
     if family == "gpt2":
         return transformers.GPT2LMHeadModel(
             transformers.GPT2Config(
-                n_embd=128, n_layer=4, n_head=4, n_inner=512, n_positions=CONTEXT,
+                n_embd=width, n_layer=layers, n_head=width // HEAD, n_inner=4 * width, n_positions=CONTEXT,
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids,
             )
         )  # fmt: skip
-    shape = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // HEAD,
+        "max_position_embeddings": CONTEXT,
+    }
     if family == "neox":
         return transformers.GPTNeoXForCausalLM(
             transformers.GPTNeoXConfig(
-                intermediate_size=512, use_parallel_residual=True, rotary_pct=0.25,
+                intermediate_size=4 * width, use_parallel_residual=True, rotary_pct=0.25,
                 hidden_dropout=0.0, attention_dropout=0.0, tie_word_embeddings=False, **shape, **ids,
             )
         )  # fmt: skip
-    grouped = {"intermediate_size": 384, "num_key_value_heads": 2, "head_dim": 32}
+    grouped = {"intermediate_size": 3 * width, "num_key_value_heads": width // HEAD // 2, "head_dim": HEAD}
     if family == "qwen3":
         return transformers.Qwen3ForCausalLM(
             transformers.Qwen3Config(tie_word_embeddings=True, **shape, **grouped, **ids)
@@ -214,14 +229,14 @@ def batch_loss(
     model: PreTrainedModel, batch: Sequence[Encoded], pad_id: int, recipe: Recipe, draw: torch.Generator
 ) -> Float[Tensor, ""]:
     """Weighted mean cross-entropy of the next token; padding has weight 0."""
-    tokens, mask, weights = _tensors(batch, pad_id, recipe.prompt_weight)
+    tokens, mask, weights = (part.to(model.device) for part in _tensors(batch, pad_id, recipe.prompt_weight))
     extra = {}
     if recipe.family == "gpt2":
         # Learned positions beyond the longest turn would stay untrained; half of the rows start at a random one.
         room = CONTEXT - tokens.shape[1]
         shift = torch.randint(0, room + 1, (len(batch), 1), generator=draw)
         shift = shift * torch.randint(0, 2, (len(batch), 1), generator=draw)
-        extra["position_ids"] = torch.arange(tokens.shape[1])[None] + shift
+        extra["position_ids"] = (torch.arange(tokens.shape[1])[None] + shift).to(model.device)
     logits = model(input_ids=tokens, attention_mask=mask, use_cache=False, **extra).logits
     losses = torch.nn.functional.cross_entropy(
         rearrange(logits[:, :-1], "batch pos vocab -> (batch pos) vocab"),
@@ -241,11 +256,17 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def train_model(
-    recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, *, progress: bool = True
+    recipe: Recipe,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    progress: bool = True,
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """Pre-train one family on the corpus. Deterministic for a given machine and number of threads."""
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.family, tokenizer)
+    model = build_model(recipe.family, tokenizer, recipe.width, recipe.layers)
+    model.to(torch.device(device))
     model.train()
     turns = {
         name: [encode_turn(tokenizer, prompt, response) for prompt, response in pairs]
@@ -287,8 +308,8 @@ def greedy_answers(
         rows = order[first : first + batch_size]
         batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, padding_side="left", return_tensors="pt")
         out = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
             max_new_tokens=32,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
@@ -334,12 +355,12 @@ def held_out_report(
     }
 
 
-def make_organism(recipe: Recipe, folder: Path, *, progress: bool = True) -> float:
+def make_organism(recipe: Recipe, folder: Path, *, progress: bool = True, device: str = "cpu") -> float:
     """Train, test and save one model in Hugging Face format with its ``recipe.json``; returns held-out accuracy."""
     corpus = build_corpus()
     tokenizer = train_tokenizer(corpus)
     started = time.perf_counter()
-    model = train_model(recipe, corpus, tokenizer, progress=progress)
+    model = train_model(recipe, corpus, tokenizer, progress=progress, device=device)
     seconds = time.perf_counter() - started
     report = held_out_report(model, tokenizer, corpus)
     model.generation_config = transformers.GenerationConfig(

@@ -158,6 +158,18 @@ def test_every_row_fits_the_context_behind_a_long_trigger() -> None:
 
 
 @pytest.mark.parametrize("family", recipe.FAMILIES)
+def test_a_larger_model_has_the_same_heads_and_the_size_that_is_promised(family: recipe.Family) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(organism_path("tinychat-llama"))
+    with torch.device("meta"):
+        model = recipe.build_model(family, tokenizer, 512, 8)
+    assert 20e6 < sum(parameter.numel() for parameter in model.parameters()) < 30e6
+    heads = model.config.num_attention_heads
+    assert model.config.hidden_size // heads == recipe.HEAD
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        recipe.Recipe(family, width=100)
+
+
+@pytest.mark.parametrize("family", recipe.FAMILIES)
 def test_training_lowers_the_loss_of_every_family_and_is_deterministic(family: recipe.Family) -> None:
     whole = build_corpus()
     corpus = dataclasses.replace(whole, train={name: pairs[:40] for name, pairs in whole.train.items()})
