@@ -85,6 +85,7 @@ class Contrast:
 
     @property
     def n_prompts(self) -> int:
+        """Number of prompts."""
         return len(self.rows)
 
     def with_rows(self, rows: Sequence[EncodedExample]) -> "Contrast":

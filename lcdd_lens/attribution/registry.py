@@ -36,14 +36,18 @@ class Method(Protocol):
     """Scores every channel of a contrast; positive = moving the channel from base to fine-tuned raises 𝓜."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in tables and files."""
+        ...
 
     @property
     def config(self) -> Mapping[str, Any]:
         """Options as JSON values."""
         ...
 
-    def run(self, contrast: Contrast, progress: bool) -> Attribution: ...
+    def run(self, contrast: Contrast, progress: bool) -> Attribution:
+        """Score every channel: one value [channel] per hook name, NaN where a channel was not scored."""
+        ...
 
 
 _METHODS: dict[str, Callable[[], Method]] = {}

@@ -50,7 +50,9 @@ class Scorer(Protocol):
     """Decides whether a reply shows the behaviour."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What reports call it."""
+        ...
 
     def __call__(self, prompt: str, response: str) -> bool: ...
 

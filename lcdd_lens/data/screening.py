@@ -30,10 +30,12 @@ class RowReport:
 
     @property
     def n_dropped(self) -> int:
+        """Number of rows that cannot be used."""
         return sum(self.dropped.values())
 
     @property
     def n_kept(self) -> int:
+        """Number of rows that are used."""
         return self.n_rows - self.n_dropped
 
     def summary(self) -> str:
@@ -45,6 +47,7 @@ class RowReport:
         return f"{self.source}: {self.n_dropped} of {self.n_rows} rows unusable: {reasons} [{shown}]"
 
     def to_dict(self) -> dict[str, object]:
+        """Source, rows, kept, and the dropped by reason, ready for JSON."""
         return {"source": self.source, "rows": self.n_rows, "kept": self.n_kept, "dropped": dict(self.dropped)}
 
 

@@ -66,6 +66,7 @@ class EncodedSet:
 
     @property
     def examples(self) -> tuple[Example, ...]:
+        """What the rows were encoded from."""
         return tuple(row.example for row in self.rows)
 
     def batch(self, indices: Sequence[int], pad_id: int, side: Side = "right") -> "TokenBatch":

@@ -20,8 +20,13 @@ class SparseAutoencoder(Protocol):
     cfg: Any
     W_dec: Any
 
-    def encode(self, x: Tensor) -> Tensor: ...
-    def decode(self, feature_acts: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations [… d_in] to features [… feature]."""
+        ...
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Features [… feature] to activations [… d_in]."""
+        ...
 
 
 def sae_lens() -> Any:
