@@ -60,8 +60,8 @@ def plot_distance(distance: Any, kind: str = "residual", measure: str = "relativ
     for condition, rows in chosen.groupby("condition", sort=False):
         _line(ax, rows.layer, rows.value, rows.low, rows.high, str(condition))
     ax.set_xticks(sorted(set(chosen.layer)))
-    ax.set_ylim(bottom=0)
-    legend(ax)
+    ax.set_ylim(0, 1.35 * max(float(chosen.high.max()), 1e-6))
+    legend(ax, loc="upper left", ncols=2)
     where = "at the prompt's last token" if distance.positions == "last" else "mean over the prompt's tokens"
     place = "residual stream" if kind == "residual" else kind
     axis = "‖a − a_base‖ / ‖a_base‖" if measure == "relative_l2" else "1 − cosine"
