@@ -33,7 +33,7 @@ def draw_figures(pairs: Sequence[Any], folder: Path) -> list[tuple[str, str]]:
 def faithfulness(pairs: Sequence[Any]) -> tuple[Any, str]:
     """Mean F over seeds with its interval, the best ranking of every family; one panel a pair."""
     shown = pairs[:MOST_PANELS]
-    figure, axes = _panels(len(shown), 3.6)
+    figure, axes = _panels(len(shown), 4.4)
     for ax, pair in zip(axes, shown, strict=True):
         for name in best_of_families(pair):
             look = method_look(name)
@@ -76,7 +76,7 @@ def faithfulness(pairs: Sequence[Any]) -> tuple[Any, str]:
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.set_ylim(-0.35, 1.2)
         dress(ax, f"{pair.name}, n = {_seeds(len(pair.rows))}", "open channels, % of all", "F")
-        legend(ax, loc="upper left")
+        legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     return figure, (
         "F against the share of open channels on the fine-tuned weights: the best ranking of every family, means over "
         "seeds with Student's 95 % bands, and the carrier on both kinds of weights."

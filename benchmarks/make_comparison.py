@@ -228,12 +228,12 @@ def _overlaps(pairs: Sequence[Pair]) -> Finding:
         assert chance is not None
         largest_p = max(_holm_row(row)[name] for row in pair.rows)
         met[pair.name] = jaccard.value >= TIMES_CHANCE * chance.value and largest_p < LEVEL
-        told.append(f"{pair.name} {label(name)} {short(jaccard)}, chance {short(chance)}")
+        told.append(f"{pair.name}: {label(name)} {short(jaccard)}, chance {short(chance)}")
     return Finding(
         "Does some ranking of the carrier’s size overlap with the carrier beyond chance?",
         f"the closest ranking’s Jaccard ≥ {TIMES_CHANCE:g} × chance with equal counts per site, and hypergeometric "
         f"p < {LEVEL} (Holm over rankings) in every seed",
-        "; ".join(told),
+        "<br>".join(told),
         met,
     )
 
@@ -262,11 +262,11 @@ def _finds_it_on_lcdd(pairs: Sequence[Pair]) -> Finding:
         if names:
             name, jaccard = pair.best(names, overlap_on_lcdd("jaccard"))
             met[pair.name] = jaccard.value >= SAME
-            told.append(f"{pair.name} {label(name)} {short(jaccard)}")
+            told.append(f"{pair.name}: {label(name)} {short(jaccard)}")
     return Finding(
         "Does attribution on LCDD’s own weights find the carrier that is there?",
         f"Jaccard ≥ {SAME}",
-        "; ".join(told),
+        "<br>".join(told),
         met,
     )
 
@@ -276,7 +276,7 @@ def _ranking_carries(pairs: Sequence[Pair]) -> Finding:
     return Finding(
         "Do as many channels as the carrier’s, chosen by some ranking, carry the behaviour on the fine-tuned weights?",
         f"F ≥ {FAITHFUL}",
-        "; ".join(f"{name} {label(method)} {short(found)}" for name, (method, found) in best.items()),
+        "<br>".join(f"{name}: {label(method)} {short(found)}" for name, (method, found) in best.items()),
         {name: found.value >= FAITHFUL for name, (_, found) in best.items()},
     )
 
@@ -289,11 +289,11 @@ def _beats_carrier(pairs: Sequence[Pair]) -> Finding:
         differences = pair.against_carrier()
         better = [name for name, (gap, p) in differences.items() if gap.value > 0 and p < LEVEL]
         met[pair.name] = bool(better)
-        told.append(f"{pair.name} {len(better)} of {len(differences)} rankings")
+        told.append(f"{pair.name}: {len(better)} of {len(differences)} rankings")
     return Finding(
         "Is some ranking of that size more faithful than the carrier on the fine-tuned weights?",
         f"difference of F over seeds > 0, paired t-test p < {LEVEL} (Holm over rankings)",
-        "; ".join(told) or "needs two seeds",
+        "<br>".join(told) or "needs two seeds",
         met,
     )
 
@@ -303,7 +303,7 @@ def _carrier_on(pairs: Sequence[Pair], weights: str, value: Callable[[str], Valu
     return Finding(
         f"Does the carrier carry the behaviour on {weights} weights?",
         f"F ≥ {FAITHFUL}",
-        "; ".join(f"{name} {short(mean)}" for name, mean in means.items()),
+        "<br>".join(f"{name}: {short(mean)}" for name, mean in means.items()),
         {name: mean.value >= FAITHFUL for name, mean in means.items()},
     )
 
@@ -313,7 +313,7 @@ def _others_on_lcdd(pairs: Sequence[Pair]) -> Finding:
     return Finding(
         "Do another ranking’s channels carry it on LCDD’s weights?",
         f"F ≥ {FAITHFUL} of the best ranking",
-        "; ".join(f"{name} {label(method)} {short(found)}" for name, (method, found) in best.items()),
+        "<br>".join(f"{name}: {label(method)} {short(found)}" for name, (method, found) in best.items()),
         {name: found.value >= FAITHFUL for name, (_, found) in best.items()},
     )
 
@@ -322,6 +322,7 @@ def _matching_matters(pairs: Sequence[Pair]) -> Finding:
     return _reversal_finding(
         pairs,
         "matched",
+        lambda name: reversal("matched", name, "with_trigger", "restored"),
         "Does it matter whose channels a trigger matches?",
         "with every other set (or none) fewer of the base’s replies come back than with the carrier’s channels, by "
         f"{LESS}",
@@ -332,27 +333,30 @@ def _mask_matters(pairs: Sequence[Pair]) -> Finding:
     return _reversal_finding(
         pairs,
         "retrained",
+        retrained,
         "Does it matter whose mask is imposed before the weights train on?",
-        "under every other mask (and a random one with equal counts per site) fewer of the base’s replies come back "
-        f"behind a trigger than under the carrier’s, by {LESS}",
+        f"under every other mask (and a random one with equal counts per site) F after retraining is lower by {LESS} "
+        "than under the carrier’s",
     )
 
 
-def _reversal_finding(pairs: Sequence[Pair], part: str, question: str, criterion: str) -> Finding:
+def _reversal_finding(
+    pairs: Sequence[Pair], part: str, value: Callable[[str], Value], question: str, criterion: str
+) -> Finding:
     met, told = {}, []
     for pair in pairs:
         names = reversal_sets(pair, part)
         if CARRIER not in names:
             continue
-        means = {name: pair.mean(reversal(part, name, "with_trigger", "restored")) for name in names}
+        means = {name: pair.mean(value(name)) for name in names}
         own = means[CARRIER]
         others = {name: mean for name, mean in means.items() if name != CARRIER and mean is not None}
         if own is None or not others:
             continue
         met[pair.name] = all(mean.value <= own.value - LESS for mean in others.values())
         least, most = (pick(mean.value for mean in others.values()) for pick in (min, max))
-        told.append(f"{pair.name} carrier {own.value:.2f}, others {least:.2f} to {most:.2f}")
-    return Finding(question, criterion, "; ".join(told) or BLANK, met)
+        told.append(f"{pair.name}: carrier {own.value:.2f}, others {least:.2f} to {most:.2f}")
+    return Finding(question, criterion, "<br>".join(told) or BLANK, met)
 
 
 def reversal_sets(pair: Pair, part: str) -> list[str]:
@@ -456,11 +460,11 @@ def most_faithful(pairs: Sequence[Pair]) -> str:
     return "\n".join(lines)
 
 
-def grid(pairs: Sequence[Pair], names: Sequence[str], value: Callable[[str], Value], digits: int = 2) -> list[str]:
+def grid(pairs: Sequence[Pair], names: Sequence[str], value: Callable[[str], Value]) -> list[str]:
     """One row per set, one column per pair."""
     lines = ["| channels of | " + " | ".join(pair.name for pair in pairs) + " |", "|---|" + "---|" * len(pairs)]
     for name in names:
-        lines.append(table_row(label(name), *(cell(pair.mean(value(name)), digits) for pair in pairs)))
+        lines.append(table_row(label(name), *(cell(pair.mean(value(name))) for pair in pairs)))
     return lines
 
 
@@ -580,7 +584,8 @@ def reversal_section(pairs: Sequence[Pair]) -> str:
         "",
         "*Matched*: triggers on the LCDD model, trained alike except for the channels whose activations they match. "
         "*Retrained*: a mask is imposed on the fine-tuned model, the weights train on under it, and a trigger matches "
-        "its own channels. *Back*: greedy replies that are the base's again, token for token.",
+        "its own channels; where F stays low there is no behaviour to reverse. *Back*: greedy replies that are the "
+        "base's again, token for token.",
     ]
     for part, title in (("matched", "Matched"), ("retrained", "Retrained")):
         lines += [
@@ -718,16 +723,16 @@ def label(name: str) -> str:
     return method_look(name).label
 
 
-def cell(mean: Estimate | None, digits: int = 2) -> str:
+def cell(mean: Estimate | None) -> str:
     """``0.42 ± 0.05``."""
     if mean is None:
         return BLANK
-    value = f"{mean.value:.{digits}f}".replace("-", "−")
-    return value if mean.n < 2 else f"{value} ± {(mean.high - mean.low) / 2:.{digits}f}"
+    return short(mean) if mean.n < 2 else f"{short(mean)} ± {(mean.high - mean.low) / 2:.2f}"
 
 
 def short(mean: Estimate) -> str:
-    return f"{mean.value:.2f}".replace("-", "−")
+    """``0.42``, with a true minus and without a negative zero."""
+    return f"{mean.value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def span(values: Sequence[int]) -> str:

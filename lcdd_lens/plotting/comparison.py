@@ -150,6 +150,7 @@ def _pairs_of_bars(found: Mapping[str, Mapping[str, Any]], bars: Sequence[tuple[
             named = True
     ax.set_yticks(range(len(found)), [method_look(name).label for name in found])
     ax.set_ylim(len(found) - 0.4, -0.6)
+    ax.set_xlim(right=max(1.05, ax.get_xlim()[1]))  # small shares must look small
     legend(ax)
     return ax
 
