@@ -50,7 +50,7 @@ def training_curves(history: Any, quantity: str = "loss", ax: Any = None) -> Any
     title, label = _CURVES[quantity]
     dress(ax, titled(title, seeds_text(runs)), "optimiser step", label)
     if quantity == "loss":
-        legend(ax)
+        legend(ax, loc="upper left")
     return ax
 
 
