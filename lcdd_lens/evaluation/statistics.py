@@ -202,7 +202,7 @@ def paired_bootstrap_columns(
         b: the same prompts.
         seed: of the resampling.
         confidence: coverage of the intervals.
-        n_resamples: bootstrap samples; None: as many as Holm's correction of all columns needs to reach 0.05.
+        n_resamples: bootstrap samples; None: so many that Holm's correction of all columns can reach 0.01.
 
     Raises:
         DataError: the two differ in shape, or a value is not finite.
@@ -211,7 +211,7 @@ def paired_bootstrap_columns(
         raise DataError(f"paired values of shapes {a.shape} and {b.shape}: expected the same prompts, all finite.")
     difference = a.astype(np.float64) - b.astype(np.float64)
     n, n_columns = difference.shape
-    draws = max(N_RESAMPLES, 50 * n_columns) if n_resamples is None else n_resamples
+    draws = max(N_RESAMPLES, 200 * n_columns) if n_resamples is None else n_resamples
     # How often each prompt is drawn is all that a mean over a resample needs.
     shares = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
     found = []

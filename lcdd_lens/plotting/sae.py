@@ -57,4 +57,4 @@ def plot_alignment(alignment: Any, ax: Any = None) -> Any:
     legend(ax)
     channels = f"{len(alignment.channels)} of {len(alignment.best_cosine)} channels"
     title = titled(f"Features in the carrier's plane at {alignment.hook_name}", channels, f"{len(own)} features")
-    return dress(ax, title, "feature, by rank", "‖P_C d‖: share of the decoder row in the plane")
+    return dress(ax, title, "feature, by rank", "‖P_C d‖ of decoder rows, ‖d‖ = 1")

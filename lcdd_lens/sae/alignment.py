@@ -66,9 +66,9 @@ class CarrierAlignment:
         ]
         change = self.change.abs().max(), self.change_random.abs().amax(1)
         rows = {
-            "mean over channels of the best |cosine| with a feature": (inside.mean(), torch.stack(drawn)),
-            "largest share of a feature in the carrier's plane": (self.plane.max(), self.plane_random.amax(1)),
-            "largest |cosine| of a feature with the change": change,
+            "channels: mean best |cosine| with a feature": (inside.mean(), torch.stack(drawn)),
+            "features: largest share in the carrier's plane": (self.plane.max(), self.plane_random.amax(1)),
+            "features: largest |cosine| with the change": change,
         }
         compared = {question: _against(float(own), draws) for question, (own, draws) in rows.items()}
         return pd.DataFrame.from_dict(compared, "index")
