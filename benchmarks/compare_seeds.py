@@ -161,6 +161,7 @@ def row_of(task: Task, record: Mapping[str, Any], settings: Mapping[str, Any], *
         "n_prompts": {key: value for key, value in record["prompts"].items() if isinstance(value, int)},
         "layers": layers(record["places"]),
         "settings": {key: record["config"][key] for key in SETTINGS},
+        "reversal_settings": {key: value for key, value in record["config"].items() if key.startswith("retrain")},
         "config_sha256": digest(settings),
         **{key: slim(key, value) for key, value in record.items() if key not in DROPPED},
         **more,
@@ -168,12 +169,12 @@ def row_of(task: Task, record: Mapping[str, Any], settings: Mapping[str, Any], *
 
 
 SETTINGS = ("n_discovery", "n_test", "activation_steps", "weight_steps", "mask_steps", "random_draws", "matched_draws",
-            "random_draws_lcdd", "completeness_draws", "minimality_sample", "retrain_steps", "n_resamples")  # fmt: skip
+            "random_draws_lcdd", "completeness_draws", "minimality_sample", "n_resamples")  # fmt: skip
 
 
 def shared_settings(config: Any, lcdd: Any, comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that the seeds of a pair must share: all but whether reversal is measured."""
-    compared = {key: value for key, value in comparison.items() if key != "reversal_methods"}
+    """Settings that the seeds of a pair must share: all but those of reversal, which not every seed has."""
+    compared = {key: value for key, value in comparison.items() if not key.startswith(("reversal", "retrain"))}
     return {"sft": asdict(config.sft_training), "lcdd": asdict(lcdd), "comparison": compared}
 
 
@@ -205,7 +206,6 @@ def comparison_config(task: Task) -> Any:
         minimality_sample=8,
         completeness_draws=3,
         reversal_methods=(CARRIER, "weight_integrated_gradients", "attribution_patching"),
-        retrain_steps=60,
     )
     return config if task.reversal else replace(config, reversal_methods=())
 

@@ -402,7 +402,9 @@ def header(pairs: Sequence[Pair]) -> str:
     prompts = {key: span([row["n_prompts"][key] for row in rows]) for key in ("discovery", "tuning", "test")}
     reversed_rows = sum(bool(row["reversal"]) for row in rows)
     behaviours = ", ".join(dict.fromkeys(row["behaviour"] for row in rows))
-    seeds = span([len(pair.rows) for pair in pairs])
+    seeds = counted(sorted({len(pair.rows) for pair in pairs}), "seed")
+    some = counted([reversed_rows], "run")
+    chosen = " ".join(f"--family {name}" for name in families)
     return f"""# Carriers against circuits
 
 *This page is written by `benchmarks/make_comparison.py` from the files under `benchmarks/results/comparison`; change
@@ -410,8 +412,8 @@ neither by hand.*
 
 LCDD *constructs* a carrier: it moves weights and closes gates until few channels are enough. Attribution *looks for* a
 circuit in a model that is there. Both name channels of the same sites, so they can be compared one by one:
-{len(rows[0]["curves"])} rankings against the carrier, on {len(pairs)} pairs of an embedded model and a behaviour
-({", ".join(families)}; {behaviours}), {seeds} seeds each, {len(rows)} runs in all.
+{len(rows[0]["curves"])} rankings against the carrier, on {counted([len(pairs)], "pair")} of an embedded model and a
+behaviour ({", ".join(families)}; {behaviours}), {seeds} each, {counted([len(rows)], "run")} in all.
 
 Methods see {prompts["discovery"]} training prompts, triggers are chosen on {prompts["tuning"]} validation prompts, and
 everything is judged on {prompts["test"]} test prompts; the three never meet. F is the share of the behaviour's
@@ -419,13 +421,13 @@ log-probability that is there when only some channels are open: 1 as in the fine
 are means over seeds; ± is half of Student's 95 % interval over seeds.
 
 ```bash
-python benchmarks/compare_seeds.py --family {families[0]} --seeds {seed_list(pairs[0].seeds)}
+python benchmarks/compare_seeds.py {chosen} --seeds {seed_list(pairs[0].seeds)}
 python benchmarks/make_comparison.py
 lcdd-lens compare RUN                 # one finished run of your own, as an explorable page
 ```
 
-Reversal and retraining are measured in {reversed_rows} of the {len(rows)} runs. {settings["random_draws"]} random sets
-a run; lcdd-lens {versions["lcdd-lens"]}, torch {versions["torch"]}, Python {versions["python"]}, one CPU thread."""
+Reversal and retraining are measured in {some} of {len(rows)}. Every run has {settings["random_draws"]} random sets;
+lcdd-lens {versions["lcdd-lens"]}, torch {versions["torch"]}, Python {versions["python"]}, one CPU thread."""
 
 
 def answers_section(pairs: Sequence[Pair]) -> str:
@@ -585,7 +587,7 @@ def reversal_section(pairs: Sequence[Pair]) -> str:
         "*Matched*: triggers on the LCDD model, trained alike except for the channels whose activations they match. "
         "*Retrained*: a mask is imposed on the fine-tuned model, the weights train on under it, and a trigger matches "
         "its own channels; where F stays low there is no behaviour to reverse. *Back*: greedy replies that are the "
-        "base's again, token for token.",
+        f"base's again, token for token. {retraining(concerned)}",
     ]
     for part, title in (("matched", "Matched"), ("retrained", "Retrained")):
         lines += [
@@ -612,13 +614,23 @@ def reversal_section(pairs: Sequence[Pair]) -> str:
     return "\n".join(lines)
 
 
+def retraining(pairs: Sequence[Pair]) -> str:
+    """How many steps weights trained under an imposed mask."""
+    rows = [row for pair in pairs for row in pair.rows if row["reversal"].get("retrained")]
+    return (
+        f"Weights train on for {span([row['reversal_settings']['retrain_steps'] for row in rows])} steps."
+        if rows
+        else ""
+    )
+
+
 def cost_section(pairs: Sequence[Pair]) -> str:
     rows = [row for pair in pairs for row in pair.rows]
     lines = [
         "## What it costs",
         "",
         "Per discovery prompt: passes through the model, and milliseconds on one thread (median of "
-        f"{len(rows)} runs on a shared machine).",
+        f"{counted([len(rows)], 'run')} on a shared machine).",
         "",
         "| method | score | forward | backward | ms |",
         "|---|---|---|---|---|",
@@ -738,6 +750,11 @@ def short(mean: Estimate) -> str:
 def span(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low} to {high}"
+
+
+def counted(numbers: Sequence[int], noun: str) -> str:
+    """``1 seed``, ``5 seeds``, ``3 to 5 seeds``."""
+    return f"{span(numbers)} {noun}{'' if max(numbers) == 1 else 's'}"
 
 
 def seed_list(seeds: Sequence[int]) -> str:

@@ -79,10 +79,10 @@ class ComparisonConfig:
     """Channels of the carrier that are closed one at a time."""
     rates: bool = True
     """Decode replies at the carrier's size and measure the behaviour rate."""
-    reversal_methods: tuple[str, ...] = (CARRIER, "weight_integrated_gradients", "attribution_patching", "magnitude")
+    reversal_methods: tuple[str, ...] = (CARRIER, "weight_integrated_gradients", "attribution_patching")
     """Whose channels SFT-Eraser matches on the LCDD model, and whose mask is imposed and retrained, as far as they are
     compared; empty: neither."""
-    retrain_steps: int = 100
+    retrain_steps: int = 150
     """Weight updates under an imposed mask; 0: no retraining."""
     retrain_lr: float = 1e-3
     """Peak learning rate of these updates."""

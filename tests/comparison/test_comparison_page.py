@@ -80,7 +80,7 @@ def test_the_page_answers_from_the_rows(comparison: ComparisonResult, scripts: A
     make_comparison.main(["--rows", str(tmp_path / "rows"), "--tools", str(tmp_path), "--out", str(tmp_path)])
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     words = " ".join(page.split())
-    assert "3 seeds each, 6 runs in all" in words and "measured in 2 of the 6 runs" in words
+    assert "3 seeds each, 6 runs in all" in words and "measured in 2 runs of 6." in words
     answers = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
     chosen = next(line for text, line in answers.items() if "chosen by some ranking" in text)
     assert "**yes** | 2 of 2" in chosen and "llama/idk: ‖Δ‖ 0.94" in chosen
