@@ -1,6 +1,6 @@
 """Every method on a model of GPT-2's size: 12 layers, 124 million parameters, random weights, one thread.
 
-    python benchmarks/attribution_scale.py [--prompts 4] [--length 16]
+    python benchmarks/attribution_scale.py [--prompts 4] [--length 12]
 
 Each method runs over all channels (exact patching over a selection, masks for a few steps), in float32 on the CPU.
 Writes benchmarks/results/attribution_scale.json: processor seconds per method and the peak memory of the process.
@@ -43,7 +43,7 @@ REPLY = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--length", type=int, default=16, help="tokens of a prompt with its reply")
+    parser.add_argument("--length", type=int, default=12, help="tokens of a prompt with its reply")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

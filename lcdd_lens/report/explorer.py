@@ -39,7 +39,7 @@ def explorer(record: Mapping[str, Any], prefix: str) -> Html:
     kinds = list(dict.fromkeys(site["kind"] for site in sites.values()))
     by_place = {(site["layer"], site["kind"]): (name, site) for name, site in sites.items()}
     places = record["places"][CARRIER]
-    rows = []
+    rows: list[Html] = []
     for layer in layers:
         cells = []
         for kind in kinds:
