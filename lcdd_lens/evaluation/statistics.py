@@ -189,7 +189,7 @@ def _student_half(values: Float[np.ndarray, " n"], confidence: float) -> float:
 
 def paired_bootstrap_columns(
     a: Float[np.ndarray, "n column"],
-    b: Float[np.ndarray, "n column"],
+    b: Float[np.ndarray, "n_b column_b"],
     *,
     seed: int = 0,
     confidence: float = 0.95,

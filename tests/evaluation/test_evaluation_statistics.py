@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lcdd_lens.errors import ConfigError, DataError
 from lcdd_lens.evaluation import Estimate, bootstrap_mean, holm, paired_bootstrap, wilson
-from lcdd_lens.evaluation.statistics import student_difference, student_mean, student_within
+from lcdd_lens.evaluation.statistics import paired_bootstrap_columns, student_difference, student_mean, student_within
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,28 @@ def test_paired_bootstrap_sees_a_small_constant_difference_under_large_variation
     other = np.random.default_rng(1).normal(0, 100, size=50)
     assert paired_bootstrap(base, other).p_value > 0.05
     assert paired_bootstrap(other, base).value == -paired_bootstrap(base, other).value
+
+
+def test_columns_are_bootstrapped_as_each_alone_would_be() -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(0.3, 1, size=(60, 70)), random.normal(0, 1, size=(60, 70))
+    a[:, 0] = b[:, 0]
+    a[:, 1] = b[:, 1] + 2
+    found = paired_bootstrap_columns(a, b)
+    for column in (0, 1, 2, 40, 69):
+        alone = paired_bootstrap(a[:, column], b[:, column])
+        assert (found[column].value, found[column].n) == (pytest.approx(alone.value), 60)
+        assert (found[column].low, found[column].high) == pytest.approx((alone.low, alone.high), abs=0.03)
+        assert found[column].p_value == pytest.approx(alone.p_value, abs=0.03)
+    assert found[0].p_value == 1 and found[1].p_value == pytest.approx(2 / 14_001)
+    assert found == paired_bootstrap_columns(a, b)
+
+
+def test_columns_of_other_prompts_are_refused() -> None:
+    with pytest.raises(DataError, match="expected the same prompts"):
+        paired_bootstrap_columns(np.zeros((3, 2)), np.zeros((4, 2)))
+    with pytest.raises(DataError, match="all finite"):
+        paired_bootstrap_columns(np.zeros((3, 2)), np.full((3, 2), np.nan))
 
 
 def test_holm_by_hand() -> None:
