@@ -5,6 +5,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const MOST_LISTED = 300;
   const FIRST_SHOWN = 8;
+  const FIRST_OF_SEEDS = 4;
 
   const element = (tag, text, className) => {
     const made = document.createElement(tag);
@@ -43,7 +44,7 @@
       parts.push(element("p", `${data.names[other]}: ${there.open.length} open, ${shared} of them here as well`, "other"));
       if (there.open.length) parts.push(strip(there));
     }
-    return parts.length ? [element("p", "The same site in the other seeds:", "quiet"), ...parts] : parts;
+    return parts.length ? [element("p", "The same site in the other seeds:", "quiet group"), ...parts] : parts;
   };
 
   const describe = (panel, hook, site, prefix) => {
@@ -97,7 +98,7 @@
     const samples = [...section.querySelectorAll(".sample")];
     const count = section.querySelector(".count");
     const more = section.querySelector(".more");
-    let limit = FIRST_SHOWN;
+    let limit = section.id === "seeds-answers" ? FIRST_OF_SEEDS : FIRST_SHOWN;
     const filter = () => {
       const shown = new Set([...controls.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
       const chosen = controls.querySelector("select[data-filter=condition]");
