@@ -7,6 +7,7 @@ key/value-head coordinates; W_O's columns repeat each value channel over the que
 
 import copy
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -60,6 +61,12 @@ class HookedBackend:
         assert isinstance(model, HookedTransformer)
         if any(parametrize.is_parametrized(module) for module in model.modules()):
             raise ModelError("A routed model cannot be copied: use RoutedModel.merged() to get plain weights first.")
+        # SAELens's HookedSAETransformer wraps MLPs in closures, which a copy would share with the original.
+        if any(isinstance(vars(module).get("forward"), FunctionType) for module in list(model.modules())[1:]):
+            raise ModelError(
+                "modules of the model were wrapped by functions, so that a copy would run the original's weights: make "
+                "a HookedSAETransformer with lcdd_lens.sae.sae_transformer(model)."
+            )
         shared = {id(model.tokenizer): model.tokenizer}
         duplicate: LensModel = copy.deepcopy(model, shared)
         return duplicate

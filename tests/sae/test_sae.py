@@ -299,6 +299,16 @@ def test_an_sae_transformer_is_the_same_model_and_its_copies_are_their_own(
     assert {name: parameter.requires_grad for name, parameter in again.named_parameters()} == flags
 
 
+def test_a_copy_that_would_run_the_originals_weights_is_refused(make_hf: Callable[..., PreTrainedModel]) -> None:
+    from sae_lens import HookedSAETransformer
+
+    model = load_model(make_hf("llama"))
+    theirs = HookedSAETransformer(model.cfg)
+    with pytest.raises(ModelError, match=r"sae_transformer\(model\)"):
+        backend_of(theirs).clone(theirs)
+    backend_of(sae_transformer(model)).clone(sae_transformer(model))
+
+
 def test_a_routed_sae_transformer_keeps_both_invariants_with_an_sae_spliced_in(
     make_hf: Callable[..., PreTrainedModel],
 ) -> None:
