@@ -49,8 +49,8 @@ def prompt_only(bench: Bench) -> Outcome:
 def matching_only(bench: Bench) -> Outcome:
     """Does the trigger need the KL terms?
 
-    LCDD's model, w_KL = w_answer = 0. A carrier that writes to no residual channel leaves nothing to match, and so no condition.
-    (Paper's ablation "no KL".)
+    LCDD's model, w_KL = w_answer = 0. A carrier that writes to no residual channel leaves nothing to match, and so no
+    condition. (Paper's ablation "no KL".)
     """
     if not bench.carrier.residual_write_channels():
         return Outcome((), {"skipped": "the carrier writes to no residual channel"})

@@ -8,11 +8,11 @@ variable λ, the price of an open gate, follows the violation of the budget:
     EMA_t = β·EMA_{t−1} + (1 − β)·L_t,   corrected by 1 − β^t          ε = max((1 + ρ)·EMA, τ·L_B) at t = T_warm
     v = clip((EMA − ε)/ε, −V, V)                                       λ ← clamp(λ·exp(−η·v), λ_min, λ_max)
 
-Two things are ours. A smallest ε, τ·L_B, where L_B is the base's own loss on the same data: a behaviour that fine-tuning
-fits perfectly has a loss near zero, and a budget relative to zero is no budget. Measured against the base, the budget is a
-share of what fine-tuning gained, whatever the behaviour's loss looks like (an absolute *floor* in nats can be given as
-well). Separate rates η for growth and shrink: with equal ones λ overshoots, gates close
-whose straight-through derivative then vanishes, and the behaviour is lost for good.
+Two things are ours. A smallest ε, τ·L_B, where L_B is the base's own loss on the same data: a behaviour that
+fine-tuning fits perfectly has a loss near zero, and a budget relative to zero is no budget. Measured against the base,
+the budget is a share of what fine-tuning gained, whatever the behaviour's loss looks like (an absolute *floor* in nats
+can be given as well). Separate rates η for growth and shrink: with equal ones λ overshoots, gates close whose
+straight-through derivative then vanishes, and the behaviour is lost for good.
 """
 
 import math

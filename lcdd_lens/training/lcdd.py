@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-
 import torch
 
 from lcdd_lens.backends.base import backend_of, device_of, weights_fingerprint

@@ -15,8 +15,8 @@ is undone when settling starts, and the gates then stay fixed while the weights 
 
 Unlike the straight-through penalty, nothing random enters: no θ₀ decides, only the loss.
 
-Two restrictions ask where a behaviour *can* live: ``layers`` closes every gate elsewhere for good when the budget is set,
-and ``scope="layer"`` closes the same share in every layer.
+Two restrictions ask where a behaviour *can* live: ``layers`` closes every gate elsewhere for good when the budget is
+set, and ``scope="layer"`` closes the same share in every layer.
 """
 
 from dataclasses import dataclass
