@@ -552,7 +552,12 @@ def overlap_section(pairs: Sequence[Pair]) -> str:
     ]
     found = list(pairs[0].rows[0]["overlap"]["with_carrier_on_lcdd_weights"])
     if found:
-        lines += ["", "The same methods run on LCDD's own weights, Jaccard with the carrier:", ""]
+        lines += [
+            "",
+            "The same methods run on LCDD's own weights, Jaccard with the carrier. (While LCDD trains, a pull to the "
+            "base shrinks what closed gates hold, so that the size of the change alone shows the carrier there.)",
+            "",
+        ]
         lines += grid(pairs, found, overlap_on_lcdd("jaccard"))
     return "\n".join(lines)
 
