@@ -188,7 +188,7 @@ class PriceRule:
         if self.config.scope == "global":
             return keys.argsort(stable=True)
         standing = torch.full_like(keys, torch.inf)
-        for layer in self._layer.unique():
+        for layer in sorted(set(self._layer.tolist())):
             mine = (self._layer == layer).nonzero().squeeze(-1)
             n_open = int(keys[mine].isfinite().sum())
             order = mine[keys[mine].argsort(stable=True)][:n_open]
