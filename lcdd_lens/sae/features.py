@@ -257,4 +257,4 @@ def _encoded(sae: SparseAutoencoder, activation: Tensor, pool: Pool) -> Tensor:
     with torch.no_grad():
         # SAEs of hook_z take heads apart themselves, and undo it when they decode.
         heads = activation if getattr(sae.cfg, "reshape_activations", "none") == "hook_z" else flat
-        return sae.encode(heads.float()).detach()
+        return sae.encode(heads.float().to(sae.W_dec.device)).detach().to(activation.device)
