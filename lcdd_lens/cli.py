@@ -139,6 +139,7 @@ def _add_demo(commands: Any) -> None:
         "style answers in archaic English (default: idk)",
     )
     parser.add_argument("--seed", type=_seed, default=0, help="seed of every random choice (default: 0)")
+    _add_backend(parser)
     parser.add_argument(
         "--out", type=Path, help="folder for the results, new or empty (default: lcdd-demo-BEHAVIOUR-SEED)"
     )
@@ -162,6 +163,7 @@ def _add_run(commands: Any) -> None:
         default=None,
         help="where --sft changed embeddings, unembedding or norms, set them back to the base's (they cannot be gated)",
     )
+    _add_backend(models)
     models.add_argument("--dtype", choices=("float32", "bfloat16"), help="precision of the weights (default: float32)")
     models.add_argument("--device", help="where to compute, such as cpu or cuda (default: cpu)")
     data = parser.add_argument_group("behaviour and data")
@@ -247,6 +249,14 @@ def _add_compare(commands: Any) -> None:
     _add_output(parser)
 
 
+def _add_backend(parser: Any) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("hooked", "bridge"),
+        help="HookedTransformer (TransformerLens 3) or TransformerBridge (default: hooked where there is one)",
+    )
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--verbose", action="store_true", help="say what each stage does")
@@ -257,7 +267,7 @@ def _demo(args: argparse.Namespace) -> int:
     from lcdd_lens.pipeline import demo_config
 
     out = args.out or Path(f"lcdd-demo-{args.behaviour}-{args.seed}")
-    return _experiment(demo_config(args.behaviour, args.seed), out, quiet=args.quiet)
+    return _experiment(demo_config(args.behaviour, args.seed, backend=args.backend), out, quiet=args.quiet)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -373,6 +383,7 @@ def _run_config(args: argparse.Namespace) -> "ExperimentConfig":
         "seed": args.seed,
         "dtype": args.dtype,
         "device": args.device,
+        "backend": args.backend,
     }
     settings |= {name: value for name, value in chosen.items() if value is not None}
     if isinstance(source, Mapping):
@@ -415,7 +426,7 @@ def _sized(config: "ExperimentConfig") -> "ExperimentConfig":
     from lcdd_lens.eraser import EraserConfig
     from lcdd_lens.training import lcdd_config_for, sft_config_for
 
-    base = load_model(config.base)
+    base = load_model(config.base, backend=config.backend)
     return replace(
         config, sft_training=sft_config_for(base), lcdd=lcdd_config_for(base), eraser=EraserConfig.for_model(base)
     )

@@ -1,17 +1,19 @@
 """Is the installed TransformerLens one that this version understands? Asked once, when the package is imported.
 
-TransformerLens 4 removed HookedTransformer, on which the backends stand; 3.9 is the last 3.x. Reading the installed
-version imports nothing, so the question costs milliseconds, and the answer comes before a stack of import errors.
+3.9 and later 3.x have HookedTransformer and TransformerBridge; 4 has TransformerBridge alone. Reading the installed
+versions imports nothing, so the question costs milliseconds, and the answer comes before a stack of import errors.
 """
 
 import importlib.metadata
 import re
+import warnings
 
-REQUIRED = "transformer-lens>=3.9,<4"
+REQUIRED = "transformer-lens>=3.9,<5"
+_WITH_SAE_LENS = "transformer-lens>=3.9,<4"
 
 
 def require_transformer_lens() -> None:
-    """Refuse a missing or unsupported TransformerLens.
+    """Refuse a missing or unsupported TransformerLens, and warn of one that an installed sae-lens cannot use.
 
     Raises:
         ImportError: says which version was found and what to install.
@@ -22,16 +24,32 @@ def require_transformer_lens() -> None:
         raise ImportError(
             f"lcdd_lens works on TransformerLens, which is not installed: pip install '{REQUIRED}'."
         ) from error
-    if not _is_supported(found):
-        reason = "4.0 removed HookedTransformer" if _release(found) >= (4,) else "older versions lack what it builds on"
+    if not (3, 9) <= _release(found) < (5,):
         raise ImportError(
-            f"lcdd_lens needs TransformerLens 3.9, and version {found} is installed ({reason}): "
-            f"pip install '{REQUIRED}', in a virtual environment of its own if other packages need yours."
+            f"lcdd_lens needs TransformerLens 3.9 or 4, and version {found} is installed: pip install '{REQUIRED}', "
+            "in a virtual environment of its own if other packages need yours."
+        )
+    if _release(found) >= (4,) and (sae_lens := _sae_lens_for_3()):
+        warnings.warn(
+            f"sae-lens {sae_lens} cannot be imported beside TransformerLens {found}: pip install '{_WITH_SAE_LENS}' to "
+            "use it, or pip uninstall sae-lens.",
+            stacklevel=2,
         )
 
 
-def _is_supported(version: str) -> bool:
-    return (3, 9) <= _release(version) < (4,)
+def has_hooked_transformer() -> bool:
+    """Whether the installed TransformerLens still has HookedTransformer."""
+    return _release(importlib.metadata.version("transformer-lens")) < (4,)
+
+
+def _sae_lens_for_3() -> str | None:
+    """The version of an installed sae-lens that asks for TransformerLens below 4."""
+    try:
+        needs = importlib.metadata.requires("sae-lens") or []
+        version = importlib.metadata.version("sae-lens")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return version if any(re.match(r"transformer[-_]lens\b.*<\s*4(\.0)*\b", need) for need in needs) else None
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lcdd_lens.backends.base import LensModel, backend_of, device_of
+from lcdd_lens.backends.base import LensModel, backend_of, device_of, last_hook
 from lcdd_lens.errors import ConfigError, DataError
 from lcdd_lens.frozen import frozen
 
@@ -54,7 +54,7 @@ def last_logits(
     def keep_last(residual: Tensor, hook: Any) -> Tensor:
         return residual[:, -n:]
 
-    with model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", keep_last)]):
+    with model.hooks(fwd_hooks=[(last_hook(model), keep_last)]):
         logits: Tensor = model(tokens, return_type="logits", attention_mask=attention_mask, past_kv_cache=cache)
     return logits
 

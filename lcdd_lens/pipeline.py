@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lcdd_lens import __version__
-from lcdd_lens.backends import LensModel, backend_of, load_model, load_pair, parameter_of
+from lcdd_lens.backends import BACKENDS, LensModel, backend_of, load_model, load_pair, parameter_of
 from lcdd_lens.backends.export import export_hf
 from lcdd_lens.carrier import Carrier
 from lcdd_lens.configuration import build
@@ -122,6 +122,8 @@ class ExperimentConfig:
     """``float32`` or ``bfloat16``."""
     device: str = "cpu"
     """Torch device."""
+    backend: str | None = None
+    """``hooked`` or ``bridge``; None: hooked where TransformerLens has it, else bridge."""
     sft_training: OptimConfig | None = None
     """Plain SFT; None: settings for the model's size."""
     lcdd: LCDDConfig | None = None
@@ -134,6 +136,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {self.dtype!r}: expected 'float32' or 'bfloat16'.")
+        if self.backend not in (None, *BACKENDS):
+            raise ConfigError(f"backend is {self.backend!r}: expected {' or '.join(map(repr, BACKENDS))}.")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: expected 0 or more.")
 
@@ -147,7 +151,9 @@ class ExperimentConfig:
         )
 
 
-def demo_config(behaviour: str = "idk", seed: int = 0, family: str = "llama") -> ExperimentConfig:
+def demo_config(
+    behaviour: str = "idk", seed: int = 0, family: str = "llama", backend: str | None = None
+) -> ExperimentConfig:
     """The demonstration: an embedded model and behaviour, about two minutes on two CPU cores."""
     steps = {"idk": 120, "safety": 200, "style": 250}.get(behaviour, 200)
     return ExperimentConfig(
@@ -155,6 +161,7 @@ def demo_config(behaviour: str = "idk", seed: int = 0, family: str = "llama") ->
         behaviour=BehaviourSource(behaviour),
         seed=seed,
         sft_training=OptimConfig(steps=steps, lr=1e-3),
+        backend=backend,
     )
 
 
@@ -218,7 +225,14 @@ def load_experiment(folder: str | Path) -> Experiment:
     results = read_json(folder / RESULTS, dict[str, Any])
     config = build(ExperimentConfig, read_json(folder / RUN, dict[str, Any]).get("config", {}))
     dtype = getattr(torch, config.dtype)
-    pair = load_pair(config.base, folder / "sft", reset_ungated=True, dtype=dtype, device=config.device)
+    pair = load_pair(
+        config.base,
+        folder / "sft",
+        reset_ungated=True,
+        dtype=dtype,
+        device=config.device,
+        backend=config.backend,
+    )
     carrier = Carrier.load(folder / "carrier", pair.base)
     routed = RoutedModel(backend_of(pair.sft).clone(pair.sft), pair.base)
     routed.load_delta_weights(lcdd_weights(folder, pair.base)[0])
@@ -239,8 +253,8 @@ def load_experiment(folder: str | Path) -> Experiment:
 def lcdd_weights(folder: str | Path, base: LensModel) -> tuple[dict[str, Tensor], Literal["raw", "merged"]]:
     """The gated weights of a finished run's routed model by parameter name, and which they are.
 
-    ``raw`` are LCDD's own weights W, from its checkpoint; where that is gone, ``merged`` are W(m) of ``routed/``, which
-    equal the base's off the carrier.
+    ``raw`` are LCDD's own weights W, from its checkpoint; where that is gone or another backend wrote it, ``merged``
+    are W(m) of ``routed/``, which equal the base's off the carrier.
 
     Raises:
         ArtefactError: the files belong to another architecture.
@@ -251,11 +265,16 @@ def lcdd_weights(folder: str | Path, base: LensModel) -> tuple[dict[str, Tensor]
     if checkpoint.is_file():
         tensors, _ = load_checkpoint(checkpoint)
         weights = {name: tensors[f"weight.{name}"] for name in gated if f"weight.{name}" in tensors}
-        if len(weights) < len(gated):
+        if weights and len(weights) < len(gated):
             raise ArtefactError(f"{checkpoint} lacks weights of this architecture: it belongs to another run.")
-        return weights, "raw"
-    logger.warning("%s is gone: using the merged weights, which equal the base's off the carrier.", checkpoint)
-    merged = load_model(folder / "routed")
+        if weights:
+            return weights, "raw"
+    logger.warning(
+        "%s is gone or was written on another backend: using the merged weights, which equal the base's off the "
+        "carrier.",
+        checkpoint,
+    )
+    merged = load_model(folder / "routed", backend=backend_of(base).name)
     return {name: parameter_of(merged, name).detach().clone() for name in gated}, "merged"
 
 
@@ -272,8 +291,10 @@ def prepare_folder(out: Path, config: ExperimentConfig, *, resume: bool) -> None
         if not resume:
             raise ConfigError(f"{out} holds a run already: choose another folder, or resume it.")
         stored = read_json(out / RUN, dict[str, Any])
-        if stored.get("config") != described:
-            changed = sorted(key for key in described if stored.get("config", {}).get(key) != described[key])
+        # A setting that an older run did not know had its default.
+        earlier = _plain(asdict(build(ExperimentConfig, stored.get("config", {}))))
+        if earlier != described:
+            changed = sorted(key for key in described if earlier.get(key) != described[key])
             raise ConfigError(f"{out} holds a run with other settings ({', '.join(changed)}): resume it with its own.")
         return
     if out.exists() and any(out.iterdir()):
@@ -303,7 +324,15 @@ class _Run:
     def run(self) -> Experiment:
         config = self.config
         dtype = getattr(torch, config.dtype)
-        base = self._timed("load", lambda: load_model(config.base, dtype=dtype, device=config.device))
+        base = self._timed(
+            "load",
+            lambda: load_model(
+                config.base,
+                dtype=dtype,
+                device=config.device,
+                backend=config.backend,
+            ),
+        )
         behaviour = make_behaviour(config.behaviour, config.seed)
         settings = self.settings = self._resolve(base)
         data = encode_splits(base, behaviour, settings.eraser, config.evaluation)

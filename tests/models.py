@@ -43,6 +43,11 @@ def logits(model: LensModel, ids: Tensor) -> Tensor:
         return backend_of(model).logits(model, ids, torch.ones_like(ids))
 
 
+def parameter_name(model: LensModel, role: str) -> str:
+    """The model's own name of the weight that TransformerLens calls ``role`` (``blocks.0.attn.W_Q``)."""
+    return next(site.parameter for site in backend_of(model).weight_sites(model) if site.role == role)
+
+
 def random_flags(n_gates: int, seed: int = 3) -> Tensor:
     return torch.rand(n_gates, generator=torch.Generator().manual_seed(seed)) < 0.5
 

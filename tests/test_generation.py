@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import parametrize
 
-from lcdd_lens.backends import LensModel, load_model, parameter_of
+from lcdd_lens.backends import LensModel, backend_of, load_model, parameter_of
 from lcdd_lens.eraser import SoftPrompt, Trigger, random_token_trigger
 from lcdd_lens.errors import ConfigError, DataError
 from lcdd_lens.frozen import frozen
 from lcdd_lens.generation import generate, pad_left
 from lcdd_lens.routing import RoutedModel
 from tests.conftest import ARCHITECTURES, CONTEXT, VOCABULARY, tiny_hf
-from tests.models import Pair, tiny_pair
+from tests.models import Pair, parameter_name, tiny_pair
 
 EOS = 2
 NEW = 9
@@ -33,7 +33,7 @@ def greedy_without_cache(
     """One full forward pass per token, no padding, no mask; the trigger's embeddings are concatenated by hand."""
     tokens = list(prompt)
     for _ in range(new):
-        embedded = parameter_of(model, "embed.W_E")[torch.tensor(tokens)]
+        embedded = backend_of(model).embedding(model)[torch.tensor(tokens)]
         if trigger is not None:
             first = 0 if trigger.placement == "before_bos" else 1
             embedded = torch.cat([embedded[:first], trigger.embeddings, embedded[first:]])
@@ -154,16 +154,18 @@ def test_an_outer_parametrization_cache_neither_serves_stale_weights_nor_is_dist
     prompts = ragged_prompts()
     base = generate(pair.base, prompts, max_new_tokens=NEW)
     with parametrize.cached():
-        before = parameter_of(routed.model, "blocks.0.attn.W_Q")
+        name = parameter_name(routed.model, "blocks.0.attn.W_Q")
+        before = parameter_of(routed.model, name)
         with routed.all_closed():
             assert generate(routed.model, prompts, max_new_tokens=NEW) == base
-        assert parameter_of(routed.model, "blocks.0.attn.W_Q") is before
+        assert parameter_of(routed.model, name) is before
 
 
 def test_each_gated_weight_is_computed_once_per_call(pair: Pair) -> None:
     routed = RoutedModel(pair.sft, pair.base)
     calls = []
-    gated = routed.model.get_submodule("blocks.0.attn.parametrizations.W_Q.0")
+    owner, _, leaf = parameter_name(routed.model, "blocks.0.attn.W_Q").rpartition(".")
+    gated = routed.model.get_submodule(f"{owner}.parametrizations.{leaf}.0")
     with_hook = gated.register_forward_hook(lambda *_: calls.append(1))
     generate(routed.model, ragged_prompts(), max_new_tokens=NEW, batch_size=3)
     with_hook.remove()
@@ -253,7 +255,7 @@ def test_padding_on_the_left_can_be_taken_off_again(rows: list[list[int]]) -> No
 
 def test_a_soft_prompt_of_real_embeddings_is_those_tokens(model: LensModel) -> None:
     ids = [9, 40]
-    embeddings = parameter_of(model, "embed.W_E")[torch.tensor(ids)]
+    embeddings = backend_of(model).embedding(model)[torch.tensor(ids)]
     trigger = Trigger.from_soft_prompt(SoftPrompt(embeddings, "after_bos"), model)
     prompts = ragged_prompts()
     spelled_out = [[prompt[0], *ids, *prompt[1:]] for prompt in prompts]

@@ -3,6 +3,7 @@
 import importlib.metadata
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -35,10 +36,12 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones() -> No
         _ = lcdd_lens.load_modle
 
 
-@pytest.mark.parametrize("version", ["4.0.0", "4.3.0", "5.1"])
-def test_transformer_lens_4_is_refused_with_what_to_install(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("version", ["5.0.0", "5.1"])
+def test_a_later_transformer_lens_is_refused_with_what_to_install(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
-    with pytest.raises(ImportError, match=rf"{version}.*removed HookedTransformer.*pip install 'transformer-lens>=3.9"):
+    with pytest.raises(ImportError, match=rf"{version} is installed: pip install 'transformer-lens>=3\.9,<5'"):
         compatibility.require_transformer_lens()
 
 
@@ -53,14 +56,41 @@ def test_a_missing_transformer_lens_says_what_to_install(monkeypatch: pytest.Mon
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(ImportError, match=r"not installed: pip install .transformer-lens>=3\.9,<4"):
+    with pytest.raises(ImportError, match=r"not installed: pip install .transformer-lens>=3\.9,<5"):
         compatibility.require_transformer_lens()
 
 
-@pytest.mark.parametrize("version", ["3.9.0", "3.9.0rc1", "3.10.2"])
+@pytest.mark.parametrize("version", ["3.9.0", "3.9.0rc1", "3.10.2", "4.0.0", "4.3.1"])
 def test_supported_versions_pass(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: [])
     compatibility.require_transformer_lens()
+    assert compatibility.has_hooked_transformer() is version.startswith("3")
+
+
+@pytest.mark.parametrize(
+    ("versions", "needs", "warned"),
+    [
+        ({"transformer-lens": "4.3.0", "sae-lens": "6.54.12"}, "transformer-lens<4.0.0,>=2.16.1", True),
+        ({"transformer-lens": "4.3.0", "sae-lens": "8.0"}, "transformer-lens<5,>=4", False),
+        ({"transformer-lens": "4.3.0"}, "", False),
+        ({"transformer-lens": "3.9.0", "sae-lens": "6.54.12"}, "transformer-lens<4.0.0,>=2.16.1", False),
+    ],
+)
+def test_a_sae_lens_that_cannot_work_beside_transformer_lens_4_is_named_with_what_to_install(
+    versions: dict[str, str], needs: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [needs] if version(name) else None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compatibility.require_transformer_lens()
+    assert ["pip uninstall sae-lens" in str(warning.message) for warning in caught] == [True] * warned
 
 
 @pytest.mark.slow

@@ -50,8 +50,10 @@ def site_gradients(
     def begin_graph(embedding: Tensor, hook: Any) -> Tensor:
         return embedding.detach().requires_grad_()
 
-    def keep(activation: Tensor, hook: Any) -> None:
+    def keep(activation: Tensor, hook: Any) -> Tensor:
         firings[hook.name].append(activation)
+        # A bridge shows a view in another shape: returned, the view is what the model goes on with.
+        return activation
 
     hooks = [("hook_embed", begin_graph), *((site.hook_name, keep) for site in sites)]
     with torch.enable_grad(), contrast.model.hooks(fwd_hooks=hooks):

@@ -15,7 +15,8 @@ import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
 
 from lcdd_lens.backends.base import LensModel, register_backend
 from lcdd_lens.backends.sites import GateAxis, Site, WeightSite

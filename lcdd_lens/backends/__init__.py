@@ -1,18 +1,23 @@
 """Models and where their weights live: the only code that knows an architecture."""
 
 from lcdd_lens.backends.base import Backend, LensModel, backend_of, device_of, parameter_of, weights_fingerprint
+from lcdd_lens.backends.bridge import BridgeBackend
 from lcdd_lens.backends.export import export_hf
-from lcdd_lens.backends.hooked import HookedBackend
-from lcdd_lens.backends.loading import ModelSource, load_model
+from lcdd_lens.backends.loading import BACKENDS, ModelSource, load_model, resolved_backend
 from lcdd_lens.backends.origin import Origin, origin_of
 from lcdd_lens.backends.pairs import ModelPair, PairReport, PairSource, load_pair
 from lcdd_lens.backends.sites import SITE_KINDS, GateAxis, Site, SiteKind, WeightSite
+from lcdd_lens.compatibility import has_hooked_transformer
+
+if has_hooked_transformer():
+    import lcdd_lens.backends.hooked  # noqa: F401  (registers itself)
 
 __all__ = [
+    "BACKENDS",
     "SITE_KINDS",
     "Backend",
+    "BridgeBackend",
     "GateAxis",
-    "HookedBackend",
     "LensModel",
     "ModelPair",
     "ModelSource",
@@ -29,5 +34,6 @@ __all__ = [
     "load_pair",
     "origin_of",
     "parameter_of",
+    "resolved_backend",
     "weights_fingerprint",
 ]

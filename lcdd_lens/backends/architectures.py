@@ -1,4 +1,4 @@
-"""The supported architectures: how a Hugging Face configuration becomes a HookedTransformer one, and where weights lie.
+"""The supported architectures: a Hugging Face configuration in TransformerLens's words, and where weights lie.
 
 TransformerLens infers configurations from hub names, so it cannot load local folders under names of their own, cuts
 the context length and lacks Gemma-2 by path. Here everything is read from the checkpoint's configuration, and what a
@@ -8,10 +8,8 @@ HookedTransformer cannot express is refused with the reason instead of being app
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
-
-import torch
-from transformer_lens import HookedTransformerConfig
 
 from lcdd_lens.backends.layout import UNEMBEDDING, Link
 from lcdd_lens.errors import ModelError
@@ -35,7 +33,7 @@ class Architecture:
 
     class_name: str
     configure: Callable[[Any], dict[str, Any]]
-    links: Callable[[HookedTransformerConfig], list[Link]]
+    links: Callable[[Any], list[Link]]
 
 
 def architecture_of(hf_config: Any) -> Architecture:
@@ -55,23 +53,22 @@ def supported() -> str:
     return ", ".join(ARCHITECTURES)
 
 
-def hooked_config(hf_config: Any, dtype: torch.dtype, device: str) -> HookedTransformerConfig:
-    """The HookedTransformer configuration that computes what the Hugging Face model computes.
+def settings_of(hf_config: Any) -> dict[str, Any]:
+    """What the Hugging Face model computes, as the fields of a TransformerLens configuration.
 
     Raises:
-        ModelError: the architecture or one of its options has no HookedTransformer equivalent.
+        ModelError: the architecture or one of its options is not supported.
     """
     architecture = architecture_of(hf_config)
     if getattr(hf_config, "quantization_config", None) is not None:
         raise ModelError("the checkpoint is quantized: weight deltas need plain weights; load a version without.")
-    return HookedTransformerConfig(
-        **architecture.configure(hf_config),
-        model_name=str(getattr(hf_config, "_name_or_path", "") or "custom"),
-        original_architecture=architecture.class_name,
-        dtype=dtype,
-        device=device,
-        init_weights=False,
-    )
+    return architecture.configure(hf_config) | {"original_architecture": architecture.class_name}
+
+
+def layout_config(hf_config: Any) -> SimpleNamespace:
+    """The settings that :class:`Link` patterns ask for, without a TransformerLens class around them."""
+    absent = {"n_key_value_heads": None, "use_qk_norm": False, "use_normalization_before_and_after": False}
+    return SimpleNamespace(**(absent | settings_of(hf_config)))
 
 
 def _gpt2(hf: Any) -> dict[str, Any]:
@@ -250,7 +247,7 @@ def _unembedding() -> Link:
     return Link(UNEMBEDDING, ("unembed.W_U",), "vocab d_model -> d_model vocab")
 
 
-def _gpt2_links(cfg: HookedTransformerConfig) -> list[Link]:
+def _gpt2_links(cfg: Any) -> list[Link]:
     links = [
         Link("transformer.wte.weight", ("embed.W_E",), "vocab d_model -> vocab d_model"),
         Link("transformer.wpe.weight", ("pos_embed.W_pos",), "pos d_model -> pos d_model"),
@@ -283,7 +280,7 @@ def _gpt2_links(cfg: HookedTransformerConfig) -> list[Link]:
     return links
 
 
-def _neox_links(cfg: HookedTransformerConfig) -> list[Link]:
+def _neox_links(cfg: Any) -> list[Link]:
     links = [
         Link("gpt_neox.embed_in.weight", ("embed.W_E",), "vocab d_model -> vocab d_model"),
         *_norm("gpt_neox.final_layer_norm", "ln_final", bias=True),
@@ -313,7 +310,7 @@ def _neox_links(cfg: HookedTransformerConfig) -> list[Link]:
     return links
 
 
-def _llama_like_links(cfg: HookedTransformerConfig) -> list[Link]:
+def _llama_like_links(cfg: Any) -> list[Link]:
     is_gemma = cfg.use_normalization_before_and_after
     shift = 1.0 if is_gemma else 0.0
     kv_prefix = "" if cfg.n_key_value_heads is None else "_"

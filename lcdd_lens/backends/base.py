@@ -29,14 +29,37 @@ class LensModel(Protocol):
     training: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def hooks(self, fwd_hooks: Any = ..., bwd_hooks: Any = ...) -> AbstractContextManager[Any]: ...
-    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any: ...
-    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any: ...
-    def get_submodule(self, target: str) -> nn.Module: ...
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def train(self, mode: bool = True) -> "LensModel": ...
-    def eval(self) -> "LensModel": ...
+    def hooks(self, fwd_hooks: Any = ..., bwd_hooks: Any = ...) -> AbstractContextManager[Any]:
+        """Hooks for the length of a block, as in TransformerLens."""
+        ...
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """Output and activations, as in TransformerLens."""
+        ...
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """Output under hooks, as in TransformerLens."""
+        ...
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module of that name, as in torch; "" is the model itself."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters by name, as in torch."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters, as in torch."""
+        ...
+
+    def train(self, mode: bool = True) -> "LensModel":
+        """Training mode, as in torch."""
+        ...
+
+    def eval(self) -> "LensModel":
+        """Evaluation mode, as in torch."""
+        ...
 
 
 @runtime_checkable
@@ -100,13 +123,19 @@ def backend_of(model: LensModel) -> Backend:
     known = ", ".join(backend.name for backend in _BACKENDS)
     raise ModelError(
         f"{type(model).__name__} is not a model that lcdd_lens can route (backends: {known}). "
-        "Load it with lcdd_lens.load_model(name_or_folder), or pass a transformer_lens.HookedTransformer."
+        "Load it with lcdd_lens.load_model(name_or_folder), or pass a HookedTransformer of TransformerLens 3."
     )
 
 
 def device_of(model: LensModel) -> torch.device:
     """The device of the model's first parameter."""
     return next(iter(model.parameters())).device
+
+
+def last_hook(model: LensModel) -> str:
+    """The hook point behind which no position sees another: there all but the positions of interest can be cut."""
+    name: str = getattr(model, "last_hook", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
+    return name
 
 
 def parameter_of(model: LensModel, name: str) -> Tensor:

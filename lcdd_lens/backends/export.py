@@ -17,13 +17,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils import parametrize
-from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel
 
-from lcdd_lens.backends.architectures import architecture_of
+from lcdd_lens.backends.architectures import architecture_of, layout_config
 from lcdd_lens.backends.bars import without_library_bars
-from lcdd_lens.backends.base import LensModel
+from lcdd_lens.backends.base import LensModel, backend_of
+from lcdd_lens.backends.bridge import hf_tensors
 from lcdd_lens.backends.layout import UNEMBEDDING, Link, axis_sizes, head_name
+from lcdd_lens.backends.lens_bridge import LensBridge
+from lcdd_lens.backends.loading import BACKENDS
 from lcdd_lens.backends.origin import origin_of
 from lcdd_lens.errors import ArtefactError, ModelError
 
@@ -74,7 +76,7 @@ def _to_hf(model: LensModel, hf_config: Any) -> PreTrainedModel:
     config = copy.deepcopy(hf_config)
     config.dtype = model.cfg.dtype
     config.name_or_path = ""
-    links = architecture_of(config).links(model.cfg)
+    links = architecture_of(config).links(layout_config(config) if isinstance(model, LensBridge) else model.cfg)
     with torch.device("meta"):
         hf_model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.cfg.dtype)
     if origin is not None and origin.generation_config is not None:
@@ -88,8 +90,8 @@ def _to_hf(model: LensModel, hf_config: Any) -> PreTrainedModel:
 
 
 def _require_plain(model: LensModel) -> None:
-    if not isinstance(model, HookedTransformer):
-        raise ModelError(f"{type(model).__name__} cannot be exported: expected a HookedTransformer from load_model.")
+    if backend_of(model).name not in BACKENDS:
+        raise ModelError(f"{type(model).__name__} cannot be exported: expected a model from load_model.")
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise ModelError(
             "the model is routed: its weights depend on gates, which a Hugging Face folder cannot hold. "
@@ -109,24 +111,14 @@ def _expected_shapes(hf_model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 
 def _checkpoint(
-    model: HookedTransformer, links: list[Link], expected: Mapping[str, tuple[int, ...]], tied: bool
+    model: LensModel, links: list[Link], expected: Mapping[str, tuple[int, ...]], tied: bool
 ) -> dict[str, Tensor]:
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    stored = [link for link in links if link.hf in expected]
-    written = {name for link in stored for name in link.lens}
     for name, tensor in parameters.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{name} holds NaN or infinite values: the model is not worth exporting.")
-        if name not in written and bool(torch.any(tensor != 0)):
-            raise ModelError(
-                f"{name} is not zero (largest value {float(tensor.abs().max()):.3g}), but the checkpoint format has no "
-                "place for it. Expected it frozen at zero, as load_model leaves it."
-            )
-    lacking = sorted(written - parameters.keys())
-    if lacking:
-        raise ModelError(f"the model has no {', '.join(lacking[:4])}, which its Hugging Face configuration asks for.")
-    sizes = axis_sizes(model.cfg)
-    tensors = {link.hf: link.to_hf(parameters, sizes) for link in stored}
+    stored = [link for link in links if link.hf in expected]
+    tensors = _bridge_tensors(model) if isinstance(model, LensBridge) else _hooked_tensors(model, stored, parameters)
     for name, shape in expected.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
@@ -145,6 +137,26 @@ def _checkpoint(
             )
         tensors[embedding] = tensors[UNEMBEDDING]
     return tensors
+
+
+def _hooked_tensors(model: LensModel, stored: list[Link], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    written = {name for link in stored for name in link.lens}
+    for name, tensor in parameters.items():
+        if name not in written and bool(torch.any(tensor != 0)):
+            raise ModelError(
+                f"{name} is not zero (largest value {float(tensor.abs().max()):.3g}), but the checkpoint format has no "
+                "place for it. Expected it frozen at zero, as load_model leaves it."
+            )
+    lacking = sorted(written - parameters.keys())
+    if lacking:
+        raise ModelError(f"the model has no {', '.join(lacking[:4])}, which its Hugging Face configuration asks for.")
+    sizes = axis_sizes(model.cfg)
+    return {link.hf: link.to_hf(parameters, sizes) for link in stored}
+
+
+def _bridge_tensors(model: LensBridge) -> dict[str, Tensor]:
+    tensors = hf_tensors(model)
+    return tensors | {UNEMBEDDING: tensors.pop(head_name(model.original_model))}
 
 
 @contextmanager

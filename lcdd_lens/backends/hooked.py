@@ -19,19 +19,8 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from lcdd_lens.backends.base import LensModel, register_backend
 from lcdd_lens.backends.origin import origin_of
-from lcdd_lens.backends.sites import GateAxis, Site, SiteKind, WeightSite
+from lcdd_lens.backends.sites import GateAxis, Site, SiteKind, WeightSite, layer_sites
 from lcdd_lens.errors import ModelError
-
-_HOOKS: dict[SiteKind, str] = {
-    "attn_read": "ln1.hook_normalized",
-    "attn_q": "attn.hook_q",
-    "attn_k": "attn.hook_k",
-    "attn_v": "attn.hook_v",
-    "attn_write": "hook_attn_out",
-    "ffn_read": "ln2.hook_normalized",
-    "ffn_hidden": "mlp.hook_post",
-    "ffn_write": "hook_mlp_out",
-}
 
 
 class HookedBackend:
@@ -93,26 +82,7 @@ class HookedBackend:
         cfg = model.cfg
         if cfg.attn_only:
             raise ModelError("attention-only models have no MLP sites: expected a model with MLP layers.")
-        n_kv = cfg.n_key_value_heads or cfg.n_heads
-        widths: dict[SiteKind, int] = {
-            "attn_read": cfg.d_model,
-            "attn_q": cfg.n_heads * cfg.d_head,
-            "attn_k": n_kv * cfg.d_head,
-            "attn_v": n_kv * cfg.d_head,
-            "attn_write": cfg.d_model,
-            "ffn_read": cfg.d_model,
-            "ffn_hidden": cfg.d_mlp,
-            "ffn_write": cfg.d_model,
-        }
-        hook_names = {name for name, _ in model.get_submodule("").named_modules()}
-        return [
-            {
-                kind: Site(layer, kind, f"blocks.{layer}.{hook}", widths[kind])
-                for kind, hook in _HOOKS.items()
-                if f"blocks.{layer}.{hook}" in hook_names
-            }
-            for layer in range(cfg.n_layers)
-        ]
+        return layer_sites(cfg, {name for name, _ in model.get_submodule("").named_modules()})
 
 
 def _block_weights(cfg: Any, layer: int, sites: dict[SiteKind, Site]) -> list[WeightSite]:

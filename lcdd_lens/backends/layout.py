@@ -71,6 +71,29 @@ def head_name(hf_model: Any) -> str:
     return next(f"{name}.weight" for name, module in hf_model.named_modules() if module is head)
 
 
+def checkpoint_tensors(hf_model: Any) -> dict[str, Tensor]:
+    """Parameters by name, tied ones under each of their names, the unembedding under one name for all versions."""
+    tensors = dict(hf_model.named_parameters(remove_duplicate=False))
+    return tensors | {UNEMBEDDING: tensors.pop(head_name(hf_model))}
+
+
+def refuse_unusable(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a checkpoint that holds values which no computation survives.
+
+    Raises:
+        ModelError: a tensor is not in memory, NaN or infinite.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ModelError(f"{source}: {name} is not in memory (offloaded): load the model without a device map.")
+        if not bool(torch.isfinite(tensor).all()):
+            n_bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{source}: {name} holds {n_bad} values that are NaN or infinite: the checkpoint is damaged or its "
+                "training diverged; use an earlier one."
+            )
+
+
 def read_checkpoint(
     links: Sequence[Link], tensors: Mapping[str, Tensor], sizes: Mapping[str, int]
 ) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Loading models: a hub name, a local folder, a loaded model or an adapter becomes an unprocessed HookedTransformer.
+"""Loading models: a hub name, a local folder, a loaded model or an adapter becomes an unprocessed
+TransformerLens model.
 
 Unprocessed means that no norm is folded and nothing is centred: weights are the checkpoint's own, so a weight delta
 (paper, section 3) means the same in both models and can be written back. Only safetensors are read and no code from a
@@ -14,22 +15,19 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcdd_lens.backends.architectures import ARCHITECTURES, architecture_of, hooked_config
+from lcdd_lens.backends.architectures import ARCHITECTURES, architecture_of
 from lcdd_lens.backends.bars import without_library_bars
 from lcdd_lens.backends.base import LensModel
-from lcdd_lens.backends.biased_mlp import BiasedGatedMLP
-from lcdd_lens.backends.layout import UNEMBEDDING, axis_sizes, head_name, read_checkpoint
-from lcdd_lens.backends.origin import Origin
+from lcdd_lens.compatibility import has_hooked_transformer
 from lcdd_lens.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
 ModelSource: TypeAlias = str | Path | PreTrainedModel
 _ORGANISM = "organism:"
+BACKENDS = ("hooked", "bridge")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -41,11 +39,12 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    backend: str | None = None,
 ) -> LensModel:
-    """Load a model as an unprocessed HookedTransformer in eval mode.
+    """Load a model as an unprocessed TransformerLens model in eval mode.
 
-    Biases that the architecture has but the checkpoint lacks stay at zero and are frozen, and so are tied embeddings;
-    ``model.origin`` keeps what :func:`lcdd_lens.export_hf` needs.
+    Biases that a HookedTransformer has but the checkpoint lacks stay at zero and are frozen, and so are tied
+    embeddings; ``model.origin`` keeps what :func:`lcdd_lens.export_hf` needs.
 
     Args:
         source: hub name, local Hugging Face folder, PEFT adapter folder (it is merged), loaded Hugging Face model, or
@@ -54,13 +53,18 @@ def load_model(
         tokenizer: a tokenizer, its name or its folder; default: the one beside the weights, if there is one.
         dtype: data type of the weights.
         device: where the model goes.
+        backend: ``"hooked"``, a HookedTransformer (TransformerLens 3 only), or ``"bridge"``, a TransformerBridge around
+            the Hugging Face model; ``None``: hooked where there is one.
 
     Raises:
-        ModelError: the source is missing, unsafe, damaged or of an unsupported architecture; a weight is not finite.
+        ModelError: the backend is not available; the source is missing, unsafe, damaged or of an unsupported
+            architecture; a weight is not finite.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype} is not supported: expected one of {', '.join(map(str, _DTYPES))}.")
+    backend = resolved_backend(backend)
     tokenizer_source: Path | str | None
+    given = isinstance(source, PreTrainedModel)
     if isinstance(source, PreTrainedModel):
         hf_model, name, tokenizer_source = source, type(source).__name__, _own_folder(source)
     else:
@@ -73,71 +77,41 @@ def load_model(
                 raise ModelError(f"base= is for adapter folders, but {name} has no adapter_config.json: leave it out.")
             hf_model, tokenizer_source = _from_pretrained(resolved, dtype), resolved
     chosen = _load_tokenizer(tokenizer if tokenizer is not None else tokenizer_source)
-    return _convert(hf_model, name, chosen, dtype, str(device))
+    loaded: LensModel
+    if backend == "hooked":
+        from lcdd_lens.backends.build_hooked import build_hooked
+
+        loaded = build_hooked(hf_model, name, dtype, str(device))
+    else:
+        from lcdd_lens.backends.build_bridge import build_bridge
+
+        # A bridge is built into the Hugging Face model: the caller's own stays as it is.
+        loaded = build_bridge(copy.deepcopy(hf_model) if given else hf_model, name, dtype, str(device))
+    _attach_tokenizer(loaded, chosen)
+    return loaded
+
+
+def resolved_backend(backend: str | None) -> str:
+    """The backend that a name stands for here; ``None``: hooked under TransformerLens 3, bridge under 4.
+
+    Raises:
+        ModelError: there is no such backend, or the installed TransformerLens does not have it.
+    """
+    if backend is None:
+        return "hooked" if has_hooked_transformer() else "bridge"
+    if backend not in BACKENDS:
+        raise ModelError(f"unknown backend {backend!r}: expected {' or '.join(BACKENDS)}.")
+    if backend == "hooked" and not has_hooked_transformer():
+        raise ModelError(
+            "backend='hooked' needs a HookedTransformer, which TransformerLens 4 removed: use backend='bridge', or "
+            "pip install 'transformer-lens>=3.9,<4'."
+        )
+    return backend
 
 
 def is_adapter(source: ModelSource) -> bool:
     """Whether the source is a PEFT adapter folder."""
     return isinstance(source, str | Path) and (Path(source).expanduser() / "adapter_config.json").is_file()
-
-
-def _convert(
-    hf_model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, device: str
-) -> LensModel:
-    hf_config = hf_model.config
-    architecture = architecture_of(hf_config)
-    cfg = hooked_config(hf_config, dtype, device)
-    tensors = _checkpoint_tensors(hf_model)
-    _refuse_unusable(tensors, source)
-    parameters = read_checkpoint(architecture.links(cfg), tensors, axis_sizes(cfg))
-
-    model = HookedTransformer(cfg)
-    if getattr(hf_config, "mlp_bias", False):
-        for block in model.blocks:
-            block.mlp = BiasedGatedMLP(cfg).to(device)
-        model.setup()
-    absent = frozenset(name for name, _ in model.named_parameters() if name not in parameters)
-    _load_parameters(model, parameters, absent)
-    tied = bool(hf_config.tie_word_embeddings)
-    for name, parameter in model.named_parameters():
-        if name in absent or (tied and name in ("embed.W_E", "unembed.W_U")):
-            parameter.requires_grad_(False)
-    _attach_tokenizer(model, tokenizer)
-    model.origin = Origin(source, hf_config, getattr(hf_model, "generation_config", None), absent, tied)
-    loaded: LensModel = model.eval()
-    return loaded
-
-
-def _load_parameters(model: HookedTransformer, parameters: dict[str, Tensor], absent: frozenset[str]) -> None:
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in parameters.items():
-            if own[name].shape != tensor.shape:
-                raise ModelError(
-                    f"{name} has shape {tuple(tensor.shape)} in the checkpoint, but its configuration says "
-                    f"{tuple(own[name].shape)}: config.json and the weights do not belong together."
-                )
-            own[name].copy_(tensor)
-        for name in absent:
-            own[name].zero_()
-
-
-def _checkpoint_tensors(hf_model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters by name, tied ones under each of their names, the unembedding under one name for all versions."""
-    tensors = dict(hf_model.named_parameters(remove_duplicate=False))
-    return tensors | {UNEMBEDDING: tensors.pop(head_name(hf_model))}
-
-
-def _refuse_unusable(tensors: dict[str, Tensor], source: str) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_meta:
-            raise ModelError(f"{source}: {name} is not in memory (offloaded): load the model without a device map.")
-        if not bool(torch.isfinite(tensor).all()):
-            n_bad = int((~torch.isfinite(tensor)).sum())
-            raise ModelError(
-                f"{source}: {name} holds {n_bad} values that are NaN or infinite: the checkpoint is damaged or its "
-                "training diverged; use an earlier one."
-            )
 
 
 def _resolve(source: str | Path) -> Path | str:
@@ -288,8 +262,8 @@ def _load_tokenizer(source: PreTrainedTokenizerBase | str | Path | None) -> PreT
     return tokenizer
 
 
-def _attach_tokenizer(model: HookedTransformer, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Keep the tokenizer as it is: HookedTransformer.set_tokenizer would reload it and lose its pad token."""
+def _attach_tokenizer(model: LensModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Keep the tokenizer as it is: TransformerLens would reload it and lose its pad token."""
     if tokenizer is None:
         return
     largest = max(tokenizer.get_vocab().values(), default=-1)

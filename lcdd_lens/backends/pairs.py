@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcdd_lens.backends.base import LensModel, backend_of
+from lcdd_lens.backends.lens_bridge import LensBridge
 from lcdd_lens.backends.loading import ModelSource, is_adapter, load_model
 from lcdd_lens.backends.origin import origin_of
 from lcdd_lens.display import notebook_view
@@ -84,6 +85,7 @@ def load_pair(
     reset_ungated: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    backend: str | None = None,
 ) -> ModelPair:
     """Load base and SFT model and check that they belong together.
 
@@ -93,13 +95,15 @@ def load_pair(
         reset_ungated: copy what no gate covers from the base where the SFT model differs there.
         dtype: data type of models that are loaded here.
         device: where models that are loaded here go.
+        backend: as for :func:`load_model`; ``None``: that of a loaded model given here, else the default.
 
     Raises:
-        ModelError: the models differ in architecture, shape, tokenizer or vocabulary, or where no gate reaches
+        ModelError: the models differ in backend, architecture, shape, tokenizer or vocabulary, or where no gate reaches
             (without ``reset_ungated``), or they do not differ at all.
     """
-    base_model = _load(base, None, dtype, device)
-    sft_model = _load(sft, base, dtype, device)
+    backend = backend or _backend_among(base, sft)
+    base_model = _load(base, None, dtype, device, backend)
+    sft_model = _load(sft, base, dtype, device, backend)
     _require_one_architecture(base_model, sft_model)
     remarks = _match_tokenizers(base_model, sft_model)
 
@@ -135,16 +139,35 @@ def load_pair(
     return ModelPair(base_model, sft_model, PairReport(change, gaps, remarks))
 
 
-def _load(source: PairSource, partner: PairSource | None, dtype: torch.dtype, device: str | torch.device) -> LensModel:
+def _backend_among(*sources: PairSource) -> str | None:
+    """The backend of the first loaded model."""
+    for source in sources:
+        if not isinstance(source, str | Path | PreTrainedModel):
+            return "bridge" if isinstance(source, LensBridge) else "hooked"
+    return None
+
+
+def _load(
+    source: PairSource,
+    partner: PairSource | None,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    backend: str | None,
+) -> LensModel:
     """Load unless loaded; an adapter is merged into its partner's checkpoint, where that is known."""
     if not isinstance(source, str | Path | PreTrainedModel):
         return source
     has_checkpoint = isinstance(partner, str | Path | PreTrainedModel)
     merge_into = partner if has_checkpoint and is_adapter(source) else None
-    return load_model(source, base=merge_into, dtype=dtype, device=device)
+    return load_model(source, base=merge_into, dtype=dtype, device=device, backend=backend)
 
 
 def _require_one_architecture(base: LensModel, sft: LensModel) -> None:
+    if backend_of(base).name != backend_of(sft).name:
+        raise ModelError(
+            f"the base is on the {backend_of(base).name} backend and the SFT model on {backend_of(sft).name}: "
+            "load both with the same backend=."
+        )
     ours, theirs = _settings(base), _settings(sft)
     differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
     if differing:
@@ -162,6 +185,8 @@ def _require_one_architecture(base: LensModel, sft: LensModel) -> None:
 
 
 def _settings(model: LensModel) -> dict[str, Any]:
+    if isinstance(model, LensBridge):
+        return dict(model.settings) | {"dtype": model.cfg.dtype}
     return {key: value for key, value in vars(model.cfg).items() if key not in _INCIDENTAL}
 
 

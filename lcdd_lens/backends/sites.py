@@ -8,8 +8,9 @@ of its rows (output channels) and the site of its columns (input channels), so t
 can be written for any layout: each axis carries an einops pattern from the channel vector to the parameter's shape.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from einops import reduce, repeat
 from jaxtyping import Float
@@ -17,6 +18,17 @@ from torch import Tensor
 
 SiteKind = Literal["attn_read", "attn_q", "attn_k", "attn_v", "attn_write", "ffn_read", "ffn_hidden", "ffn_write"]
 SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
+
+_HOOKS: dict[SiteKind, str] = {
+    "attn_read": "ln1.hook_normalized",
+    "attn_q": "attn.hook_q",
+    "attn_k": "attn.hook_k",
+    "attn_v": "attn.hook_v",
+    "attn_write": "hook_attn_out",
+    "ffn_read": "ln2.hook_normalized",
+    "ffn_hidden": "mlp.hook_post",
+    "ffn_write": "hook_mlp_out",
+}
 
 
 @dataclass(frozen=True)
@@ -77,3 +89,31 @@ class WeightSite:
     def axes(self) -> tuple[GateAxis, ...]:
         """The axes that carry a mask, row first."""
         return tuple(axis for axis in (self.row, self.column) if axis is not None)
+
+
+def layer_sites(cfg: Any, hook_names: Collection[str]) -> list[dict[SiteKind, Site]]:
+    """The sites of every layer of a transformer that has these hook points.
+
+    Args:
+        cfg: a TransformerLens configuration.
+        hook_names: names of the model's hook points; a kind without one has no site.
+    """
+    n_kv = cfg.n_key_value_heads or cfg.n_heads
+    widths: dict[SiteKind, int] = {
+        "attn_read": cfg.d_model,
+        "attn_q": cfg.n_heads * cfg.d_head,
+        "attn_k": n_kv * cfg.d_head,
+        "attn_v": n_kv * cfg.d_head,
+        "attn_write": cfg.d_model,
+        "ffn_read": cfg.d_model,
+        "ffn_hidden": cfg.d_mlp,
+        "ffn_write": cfg.d_model,
+    }
+    return [
+        {
+            kind: Site(layer, kind, f"blocks.{layer}.{hook}", widths[kind])
+            for kind, hook in _HOOKS.items()
+            if f"blocks.{layer}.{hook}" in hook_names
+        }
+        for layer in range(cfg.n_layers)
+    ]

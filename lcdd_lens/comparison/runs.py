@@ -59,7 +59,14 @@ def read_run(folder: str | Path) -> RunFiles:
     source = build(BehaviourSource, config["behaviour"], "behaviour")
     seed = int(results.get("seed", 0))
     dtype, device = getattr(torch, config.get("dtype", "float32")), config.get("device", "cpu")
-    pair = load_pair(config["base"], folder / "sft", reset_ungated=True, dtype=dtype, device=device)
+    pair = load_pair(
+        config["base"],
+        folder / "sft",
+        reset_ungated=True,
+        dtype=dtype,
+        device=device,
+        backend=config.get("backend"),
+    )
     carrier = Carrier.load(folder / "carrier", pair.base)
     weights, kind = lcdd_weights(folder, pair.base)
     return RunFiles(

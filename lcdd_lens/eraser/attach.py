@@ -65,10 +65,13 @@ def carries_trigger(model: LensModel) -> bool:
 
 def _forward(model: LensModel, original: Any, soft_prompt: SoftPrompt) -> Any:
     signature = inspect.signature(original)
+    variadic = [name for name, given in signature.parameters.items() if given.kind is inspect.Parameter.VAR_KEYWORD]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs).arguments
         options = {name: value for name, value in call.items() if name != "input"}
+        for further in variadic:
+            options |= options.pop(further, {})
         cache = options.get("past_kv_cache")
         continues = cache is not None and cache.previous_attention_mask.shape[1] > 0
         if continues or options.get("start_at_layer") is not None:

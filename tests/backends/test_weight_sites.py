@@ -8,11 +8,20 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformer_lens import HookedEncoder, HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedModel
 
-from lcdd_lens.backends import SITE_KINDS, GateAxis, LensModel, WeightSite, backend_of, load_model, parameter_of
+from lcdd_lens.backends import (
+    BACKENDS,
+    SITE_KINDS,
+    GateAxis,
+    LensModel,
+    WeightSite,
+    backend_of,
+    load_model,
+    parameter_of,
+)
 from lcdd_lens.backends.base import sites_by_hook
+from lcdd_lens.compatibility import has_hooked_transformer
 from lcdd_lens.errors import ModelError
 
 MakeHF = Callable[..., PreTrainedModel]
@@ -29,10 +38,19 @@ BIASED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+AVAILABLE = BACKENDS if has_hooked_transformer() else ("bridge",)
+needs_hooked = pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
+
+
+@pytest.fixture(params=AVAILABLE)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=BIASED, ids=lambda part: "-".join((part[0], *part[1])))
-def model(request: pytest.FixtureRequest, make_hf: MakeHF) -> LensModel:
+def model(request: pytest.FixtureRequest, make_hf: MakeHF, backend: str) -> LensModel:
     architecture, overrides = request.param
-    return load_model(make_hf(architecture, **overrides))
+    return load_model(make_hf(architecture, **overrides), backend=backend)
 
 
 def weight_sites(model: LensModel) -> tuple[WeightSite, ...]:
@@ -50,14 +68,15 @@ def test_every_weight_and_real_bias_is_gated_and_nothing_else(model: LensModel) 
     expected = {
         name
         for name, _ in model.named_parameters()
-        if name not in model.origin.absent and name.split(".")[-2] not in ungated  # type: ignore[attr-defined]
+        if name not in model.origin.absent  # type: ignore[attr-defined]
+        and name.replace("._original_component", "").split(".")[-2] not in ungated
     }
     assert set(gated) == expected
 
 
 def test_weights_have_rows_and_columns_and_biases_rows_only(model: LensModel) -> None:
     for site in weight_sites(model):
-        is_bias = site.parameter.rpartition(".")[2].lstrip("_").startswith("b_")
+        is_bias = site.role.rpartition(".")[2].startswith("b_")
         assert site.row is not None
         assert (site.column is None) is is_bias
 
@@ -175,18 +194,22 @@ def test_a_clone_is_independent_and_keeps_flags_and_tokenizer(
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
-    assert all(torch.any(parameter) for name, parameter in model.named_parameters() if "W_" in name)
+    assert all(torch.any(parameter_of(model, site.parameter)) for site in weight_sites(model) if ".W_" in site.role)
 
 
 def test_a_parametrized_model_has_the_same_weight_sites_and_no_clone(model: LensModel) -> None:
     plain = weight_sites(model)
-    parametrize.register_parametrization(model.get_submodule("blocks.0.attn"), "W_O", nn.Identity())
+    owner, _, leaf = plain[-1].parameter.rpartition(".")
+    parametrize.register_parametrization(model.get_submodule(owner), leaf, nn.Identity())
     assert weight_sites(model) == plain
     with pytest.raises(ModelError, match=r"RoutedModel\.merged\(\)"):
         backend_of(model).clone(model)
 
 
+@needs_hooked
 def test_models_of_unknown_origin_gate_every_bias_that_is_not_a_frozen_zero() -> None:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     cfg = {"d_model": 8, "d_head": 4, "n_layers": 1, "n_ctx": 9, "d_vocab": 5, "act_fn": "relu", "device": "cpu"}
     model = HookedTransformer(HookedTransformerConfig(**cfg))
     model.get_parameter("blocks.0.attn.b_Q").requires_grad_(False)
@@ -196,13 +219,19 @@ def test_models_of_unknown_origin_gate_every_bias_that_is_not_a_frozen_zero() ->
     assert {"blocks.0.attn.b_O", "blocks.0.attn.b_K", "blocks.0.mlp.b_in"} <= gated
 
 
+@needs_hooked
 def test_attention_only_models_are_refused() -> None:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     cfg = HookedTransformerConfig(d_model=8, d_head=4, n_layers=1, n_ctx=9, d_vocab=5, attn_only=True, device="cpu")
     with pytest.raises(ModelError, match="no MLP sites"):
         weight_sites(HookedTransformer(cfg))
 
 
+@needs_hooked
 def test_other_models_have_no_backend() -> None:
+    from transformer_lens import HookedEncoder, HookedTransformerConfig
+
     encoder = HookedEncoder(
         HookedTransformerConfig(d_model=8, d_head=4, n_layers=1, n_ctx=9, d_vocab=5, act_fn="gelu", device="cpu")
     )

@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lcdd_lens.backends import LensModel, parameter_of
+from lcdd_lens.backends import LensModel, backend_of, parameter_of
 from lcdd_lens.eraser.soft_prompt import Placement
 from tests.conftest import VOCABULARY
 
@@ -54,9 +54,13 @@ def concatenated_logits(
     model: LensModel, row: Tensor, soft: Float[Tensor, "n d_model"], placement: Placement
 ) -> Float[Tensor, "pos d_vocab"]:
     """Next-token logits of one unpadded row, from embeddings put together by hand: no hook, no mask, no padding."""
-    embedded = parameter_of(model, "embed.W_E")[row]
+    embedded = backend_of(model).embedding(model)[row]
     first = 0 if placement == "before_bos" else 1
     residual = torch.cat([embedded[:first], soft, embedded[first:]])
+    if backend_of(model).name == "bridge":
+        # Floats are embeddings to the Hugging Face model, which adds positions itself.
+        out: Tensor = model(residual[None])[0]
+        return out[len(soft) :]
     if model.cfg.positional_embedding_type == "standard":
         residual = residual + parameter_of(model, "pos_embed.W_pos")[: len(residual)]
     logits: Tensor = model(residual[None], start_at_layer=0, return_type="logits")[0]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lcdd_lens.backends import LensModel, backend_of, parameter_of
+from lcdd_lens.backends import LensModel, backend_of
 from lcdd_lens.eraser import SoftPrompt, mean_embedding_norm
 from lcdd_lens.eraser.soft_prompt import PLACEMENTS, Placement, random_token_ids
 from lcdd_lens.errors import ConfigError, DataError
@@ -120,7 +120,7 @@ def test_projection_shortens_only_what_is_too_long() -> None:
 
 
 def test_the_unit_of_norms_is_the_mean_row_norm_of_the_embedding(llama: LensModel) -> None:
-    rows = [float(row.square().sum().sqrt()) for row in parameter_of(llama, "embed.W_E").detach()]
+    rows = [float(row.square().sum().sqrt()) for row in backend_of(llama).embedding(llama).detach()]
     assert mean_embedding_norm(llama) == pytest.approx(sum(rows) / len(rows))
 
 

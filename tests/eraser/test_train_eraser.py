@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from lcdd_lens.backends import LensModel, load_model, parameter_of
+from lcdd_lens.compatibility import has_hooked_transformer
 from lcdd_lens.eraser import EraserConfig, EraserResult, SoftPrompt, mean_embedding_norm, train_eraser
 from lcdd_lens.eraser import eraser as eraser_module
 from lcdd_lens.errors import ConfigError, DataError, LensError, ModelError, TrainingError
@@ -22,6 +22,7 @@ from tests.conftest import CONTEXT, tiny_hf
 from tests.eraser.helpers import concatenated_logits, prompts, words
 from tests.models import Pair, shifted, tiny_pair
 
+needs_hooked = pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
 QUICK = EraserConfig(
     n_tokens=2, steps=12, lr=0.05, batch_size=8, n_prompts=24, n_validation=9, tail=3, w_norm=0.0, eval_every=4
 )
@@ -35,13 +36,15 @@ def train(pair: Pair, config: EraserConfig = QUICK, channels: dict[int, Tensor] 
 # -- a solution planted by construction
 
 
-def averaging_model(shift: Tensor) -> HookedTransformer:
+def averaging_model(shift: Tensor) -> LensModel:
     """One head that attends evenly and reads coordinates 0-3, which no real token has, into coordinates 4-7.
 
     Without a soft prompt the head gives 0. At position t a soft token e adds e[0:4] / (t + 1) to coordinates 4-7;
     the attention bias adds ``shift`` there. So ``e[0:4] = (t + 1) · shift`` makes a model with bias 0 act, at position
     t, as one with bias ``shift``.
     """
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     torch.manual_seed(0)
     config = HookedTransformerConfig(
         n_layers=1, d_model=8, n_ctx=16, d_head=8, n_heads=1, d_mlp=4, d_vocab=11, act_fn="relu", device="cpu",
@@ -60,6 +63,7 @@ def averaging_model(shift: Tensor) -> HookedTransformer:
     return model.eval()
 
 
+@needs_hooked
 def test_the_optimiser_finds_a_planted_prompt() -> None:
     shift = torch.tensor([0.3, -0.2, 0.1, 0.25])
     model, base = averaging_model(torch.zeros(4)), averaging_model(shift)
@@ -74,6 +78,7 @@ def test_the_optimiser_finds_a_planted_prompt() -> None:
     assert result.best_validation < 1e-4
 
 
+@needs_hooked
 def test_matching_alone_finds_the_planted_prompt_too() -> None:
     shift = torch.tensor([0.3, -0.2, 0.1, 0.25])
     model, base = averaging_model(torch.zeros(4)), averaging_model(shift)

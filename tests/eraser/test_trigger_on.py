@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcdd_lens.backends import LensModel, load_model, parameter_of
+from lcdd_lens.backends import LensModel, backend_of, load_model
 from lcdd_lens.eraser import SoftPrompt, Trigger, carries_trigger, random_token_trigger
 from lcdd_lens.eraser.soft_prompt import PLACEMENTS, Placement
 from lcdd_lens.errors import ArtefactError, ConfigError, DataError
@@ -168,9 +168,9 @@ def test_sampling_through_the_models_generate_follows_torchs_seed(llama: LensMod
 def test_a_filled_cache_and_a_residual_stream_are_continued_without_a_second_soft_prompt(llama: LensModel) -> None:
     trigger = trigger_for(llama)
     residual = torch.randn(1, 3, llama.cfg.d_model)
-    plain = llama(residual, start_at_layer=0)
+    plain = llama(residual, start_at_layer=llama.cfg.n_layers)
     with trigger.on(llama):
-        torch.testing.assert_close(llama(residual, start_at_layer=0), plain)
+        torch.testing.assert_close(llama(residual, start_at_layer=llama.cfg.n_layers), plain)
 
 
 def test_nothing_is_left_of_a_trigger(model: LensModel) -> None:
@@ -264,6 +264,6 @@ def test_what_generate_cannot_do_under_a_trigger_is_said(llama: LensModel, optio
 def test_random_tokens_are_the_embeddings_of_real_tokens(llama: LensModel) -> None:
     trigger = random_token_trigger(llama, 3, seed=6)
     ids = torch.tensor(trigger.details["token_ids"])
-    assert torch.equal(trigger.embeddings, parameter_of(llama, "embed.W_E")[ids])
+    assert torch.equal(trigger.embeddings, backend_of(llama).embedding(llama)[ids])
     plain = [[*ids.tolist(), *prompt] for prompt in prompts(4)]
     assert generate(llama, prompts(4), max_new_tokens=4, trigger=trigger) == generate(llama, plain, max_new_tokens=4)

@@ -31,7 +31,7 @@ from lcdd_lens.training import (
 )
 from lcdd_lens.training.checkpoint import load_checkpoint
 from tests.conftest import VOCABULARY, tiny_hf
-from tests.models import shifted, tiny_pair
+from tests.models import parameter_name, shifted, tiny_pair
 from tests.training.helpers import PAD, at_step, encoded, ragged_rows
 
 DATA = ragged_rows()
@@ -159,7 +159,7 @@ def test_only_gated_parameters_move(source: LensModel, model: LensModel) -> None
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in gated), name
     assert not any("embed" in name or "ln" in name for name in gated)
-    assert any("W_Q" in name for name in gated) and any("W_out" in name for name in gated)
+    assert {parameter_name(model, f"blocks.0.{role}") for role in ("attn.W_Q", "mlp.W_out")} <= set(gated)
 
 
 def test_training_leaves_modes_and_flags_as_they_were(model: LensModel) -> None:
@@ -344,7 +344,7 @@ def test_nan_stops_and_leaves_the_last_checkpoint(
 ) -> None:
     def poison() -> None:
         with torch.no_grad():
-            parameter_of(model, "blocks.0.mlp.W_in").fill_(math.nan)
+            parameter_of(model, parameter_name(model, "blocks.0.mlp.W_in")).fill_(math.nan)
 
     at_step(monkeypatch, 7, poison)
     with pytest.raises(TrainingError, match=r"step 7: the loss or its gradient is not finite.*is kept.*Lower lr"):
@@ -357,11 +357,14 @@ def test_nan_stops_and_leaves_the_last_checkpoint(
 def test_an_infinite_gradient_stops_before_any_weight_moves(
     model: LensModel, source: LensModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook = parameter_of(model, "blocks.0.mlp.W_in").register_hook(lambda gradient: gradient * math.inf)
+    hook = parameter_of(model, parameter_name(model, "blocks.0.mlp.W_in")).register_hook(
+        lambda gradient: gradient * math.inf
+    )
     with pytest.raises(TrainingError, match="no checkpoint was written yet"):
         sft(model)
     hook.remove()
-    assert torch.equal(parameter_of(model, "blocks.0.mlp.W_out"), parameter_of(source, "blocks.0.mlp.W_out"))
+    name = parameter_name(model, "blocks.0.mlp.W_out")
+    assert torch.equal(parameter_of(model, name), parameter_of(source, name))
 
 
 def test_a_loss_far_above_a_uniform_guess_has_diverged(model: LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
