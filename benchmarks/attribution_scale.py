@@ -37,7 +37,7 @@ from lcdd_lens.data import EncodedExample
 from lcdd_lens.io import write_json_atomic
 from lcdd_lens.routing import RoutedModel
 
-REPLY = 4
+REPLY, WEIGHT_STEPS, EXACT_CHANNELS, MASK_STEPS, ACTIVATION_STEPS = 4, 4, 16, 10, 1
 
 
 def main() -> None:
@@ -66,6 +66,10 @@ def main() -> None:
         "prompts": args.prompts,
         "length": args.length,
         "reply": REPLY,
+        "weight_steps": WEIGHT_STEPS,
+        "exact_channels": EXACT_CHANNELS,
+        "mask_steps": MASK_STEPS,
+        "activation_steps": ACTIVATION_STEPS,
     }
     found = {
         "settings": settings,
@@ -83,11 +87,11 @@ def methods(contrast: Contrast) -> Iterator[Method]:
     yield from (Magnitude(variant) for variant in ("delta", "relative", "activation", "activation_change"))
     yield from (AttributionPatching(where, sites_at_once=32) for where in ("sft", "base", "mean"))
     yield WeightDelta()
-    yield WeightIntegratedGradients(4)
+    yield WeightIntegratedGradients(WEIGHT_STEPS)
     first = attribute(WeightDelta(), contrast, progress=False)
-    yield ExactPatching(selection=select_channels(first, 16, 0), rows_at_once=16)
-    yield from (MaskOnly(loss).shortened(10, seed=0) for loss in ("ce", "kl"))
-    yield ActivationIntegratedGradients(1, sites_at_once=8)
+    yield ExactPatching(selection=select_channels(first, EXACT_CHANNELS, 0), rows_at_once=16)
+    yield from (MaskOnly(loss).shortened(MASK_STEPS, seed=0) for loss in ("ce", "kl"))
+    yield ActivationIntegratedGradients(ACTIVATION_STEPS, sites_at_once=8)
 
 
 if __name__ == "__main__":

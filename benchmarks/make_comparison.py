@@ -696,7 +696,9 @@ def scale_section(found: Mapping[str, Any]) -> str:
         f"{settings['parameters'] / 1e6:.0f} million parameters, {settings['n_layers']} layers, "
         f"{found['n_channels']:,} channels, random weights, {settings['prompts']} prompts of {settings['length']} "
         "tokens, one thread. Sums are streamed over batches and sites can be taken in chunks, so that memory does not "
-        f"grow with the number of prompts: the whole process stayed below {found['peak_gb']:.1f} GB.",
+        f"grow with the number of prompts: the whole process took {found['peak_gb']:.1f} GB. Weight IG with "
+        f"{settings['weight_steps']} steps, activation IG with {settings['activation_steps']}, masks for "
+        f"{settings['mask_steps']} steps, exact patching of {settings['exact_channels']} channels.",
         "",
         "| method | processor seconds |",
         "|---|---|",
