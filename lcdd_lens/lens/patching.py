@@ -5,7 +5,9 @@
 
 D is the logit of the behaviour's first token less that of the base's. Share 1: these channels at this place alone turn
 the target's answer into the source's. The set is the carrier's channels at a site, or at all sites of a layer; beside
-it stand as many random channels of the same sites, drawn several times, and all channels there.
+it stand as many random channels of the same sites, drawn several times, and all channels there. (In the first layer
+that fine-tuning touches, channels outside the carrier read and write with the base's weights and are the base's
+already: there random channels restore only what they share with the carrier, and the control says little.)
 
 ``transformer_lens.patching`` sweeps whole hook points over positions. This is the same intervention on some channels.
 """
