@@ -59,11 +59,13 @@ class Task:
         return self.out / f"{self.family}-{self.behaviour}-{self.seed}.json"
 
     def is_done(self) -> bool:
-        """Whether the file is there and has reversal where it is asked for."""
+        """Whether the file is there, was made with the present settings, and has reversal where it is asked for."""
         if not self.path.is_file():
             return False
         found = read_json(self.path, dict[str, Any])
-        return found.get("schema") == SCHEMA and (bool(found.get("reversal")) or not self.reversal)
+        config = comparison_config(self)
+        present = found.get("schema") == SCHEMA and found["settings"] == {key: getattr(config, key) for key in SETTINGS}
+        return present and (bool(found["reversal"]) or not self.reversal)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -195,16 +197,15 @@ def comparison_config(task: Task) -> Any:
 
     config = ComparisonConfig(
         seed=task.seed,
-        n_discovery=16,
-        n_test=32,
+        n_discovery=32,
+        n_test=48,
         activation_steps=3,
-        mask_steps=60,
-        random_draws=60,
-        matched_draws=30,
+        random_draws=100,
+        matched_draws=50,
         random_draws_lcdd=10,
-        oracle_top=12,
-        minimality_sample=8,
-        completeness_draws=3,
+        oracle_top=16,
+        minimality_sample=12,
+        completeness_draws=4,
         reversal_methods=(CARRIER, "weight_integrated_gradients", "attribution_patching"),
     )
     return config if task.reversal else replace(config, reversal_methods=())

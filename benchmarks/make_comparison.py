@@ -34,6 +34,7 @@ FAITHFUL = 0.9  # F that counts as carrying the behaviour
 SAME = 0.5  # Jaccard that counts as the same channels
 TIMES_CHANCE = 2.0  # Jaccard over stratified chance that counts as overlap
 LEVEL = 0.05  # p after Holm's correction
+ENOUGH_SEEDS = 5
 LESS = 0.1  # share of replies that counts as less reversal
 
 Value = Callable[[Mapping[str, Any]], float | None]
@@ -403,6 +404,8 @@ def header(pairs: Sequence[Pair]) -> str:
     reversed_rows = sum(bool(row["reversal"]) for row in rows)
     behaviours = ", ".join(dict.fromkeys(row["behaviour"] for row in rows))
     seeds = counted(sorted({len(pair.rows) for pair in pairs}), "seed")
+    few = min(len(pair.rows) for pair in pairs) < ENOUGH_SEEDS
+    caution = "**Some pairs have fewer than five seeds: read their figures as examples, not as findings.**\n\n"
     some = counted([reversed_rows], "run")
     chosen = " ".join(f"--family {name}" for name in families)
     return f"""# Carriers against circuits
@@ -426,7 +429,7 @@ python benchmarks/make_comparison.py
 lcdd-lens compare RUN                 # one finished run of your own, as an explorable page
 ```
 
-Reversal and retraining are measured in {some} of {len(rows)}. Every run has {settings["random_draws"]} random sets;
+{caution if few else ""}Reversal and retraining are measured in {some} of {len(rows)}. Every run has {settings["random_draws"]} random sets;
 lcdd-lens {versions["lcdd-lens"]}, torch {versions["torch"]}, Python {versions["python"]}, one CPU thread."""
 
 

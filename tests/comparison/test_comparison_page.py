@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from lcdd_lens.comparison import CARRIER, ComparisonResult
 from lcdd_lens.errors import ArtefactError
+from tests.comparison.conftest import quick_config
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -101,10 +103,12 @@ def test_the_page_answers_from_the_rows(comparison: ComparisonResult, scripts: A
 
 
 def test_rows_are_small_and_an_interrupted_call_knows_what_is_done(
-    comparison: ComparisonResult, scripts: Any, tmp_path: Path
+    comparison: ComparisonResult, scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare_seeds, _ = scripts
     write_rows(comparison, compare_seeds, tmp_path)
+    present = quick_config()
+    monkeypatch.setattr(compare_seeds, "comparison_config", lambda task: present)
     paths = sorted(tmp_path.glob("*.json"))
     assert len(paths) == 6 and max(path.stat().st_size for path in paths) < 60_000
     tasks = compare_seeds.parse(["--pair", "llama/idk", "--seeds", "0-1", "--out", str(tmp_path)])
@@ -113,6 +117,8 @@ def test_rows_are_small_and_an_interrupted_call_knows_what_is_done(
         ["--pair", "llama/idk", "--seeds", "1-3", "--reversal-seeds", "2", "--out", str(tmp_path)]
     )
     assert [task.is_done() for task in more] == [False, True, False]
+    monkeypatch.setattr(compare_seeds, "comparison_config", lambda task: replace(present, mask_steps=7))
+    assert not any(task.is_done() for task in tasks)
 
 
 def test_seeds_under_other_settings_are_not_averaged(
