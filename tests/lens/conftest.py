@@ -23,8 +23,13 @@ MakeSide = Callable[..., SideBySide]
 def make_side(make_hf: Callable[..., PreTrainedModel]) -> Iterator[MakeSide]:
     routed: list[RoutedModel] = []
 
-    def make(architecture: str = "llama", placement: Placement = "before_bos", batch_size: int = 4) -> SideBySide:
-        base = load_model(make_hf(architecture))
+    def make(
+        architecture: str = "llama",
+        placement: Placement = "before_bos",
+        batch_size: int = 4,
+        backend: str | None = None,
+    ) -> SideBySide:
+        base = load_model(make_hf(architecture), backend=backend)
         # Moved enough that every reply begins with another token.
         sft = shifted(base, 0.5)
         routed.append(RoutedModel(backend_of(sft).clone(sft), base))
