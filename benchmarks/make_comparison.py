@@ -405,7 +405,9 @@ def header(pairs: Sequence[Pair]) -> str:
     behaviours = ", ".join(dict.fromkeys(row["behaviour"] for row in rows))
     seeds = counted(sorted({len(pair.rows) for pair in pairs}), "seed")
     few = min(len(pair.rows) for pair in pairs) < ENOUGH_SEEDS
+    draws = settings["random_draws"]
     caution = "**Some pairs have fewer than five seeds: read their figures as examples, not as findings.**\n\n"
+    caution = caution if few else ""
     some = counted([reversed_rows], "run")
     chosen = " ".join(f"--family {name}" for name in families)
     return f"""# Carriers against circuits
@@ -429,7 +431,7 @@ python benchmarks/make_comparison.py
 lcdd-lens compare RUN                 # one finished run of your own, as an explorable page
 ```
 
-{caution if few else ""}Reversal and retraining are measured in {some} of {len(rows)}. Every run has {settings["random_draws"]} random sets;
+{caution}Reversal and retraining are measured in {some} of {len(rows)}. Every run has {draws} random sets;
 lcdd-lens {versions["lcdd-lens"]}, torch {versions["torch"]}, Python {versions["python"]}, one CPU thread."""
 
 
