@@ -3,6 +3,7 @@
 from lcdd_lens.backends.base import Backend, LensModel, backend_of, device_of, parameter_of, weights_fingerprint
 from lcdd_lens.backends.bridge import BridgeBackend
 from lcdd_lens.backends.export import export_hf
+from lcdd_lens.backends.lens_bridge import LensBridge
 from lcdd_lens.backends.loading import BACKENDS, ModelSource, load_model, resolved_backend
 from lcdd_lens.backends.origin import Origin, origin_of
 from lcdd_lens.backends.pairs import ModelPair, PairReport, PairSource, load_pair
@@ -10,7 +11,7 @@ from lcdd_lens.backends.sites import SITE_KINDS, GateAxis, Site, SiteKind, Weigh
 from lcdd_lens.compatibility import has_hooked_transformer
 
 if has_hooked_transformer():
-    import lcdd_lens.backends.hooked  # noqa: F401  (registers itself)
+    from lcdd_lens.backends.hooked import HookedBackend
 
 __all__ = [
     "BACKENDS",
@@ -18,6 +19,7 @@ __all__ = [
     "Backend",
     "BridgeBackend",
     "GateAxis",
+    "LensBridge",
     "LensModel",
     "ModelPair",
     "ModelSource",
@@ -37,3 +39,6 @@ __all__ = [
     "resolved_backend",
     "weights_fingerprint",
 ]
+
+if has_hooked_transformer():
+    __all__ += ["HookedBackend"]

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 ModelSource: TypeAlias = str | Path | PreTrainedModel
 _ORGANISM = "organism:"
 BACKENDS = ("hooked", "bridge")
+"""The names that ``backend=`` takes."""
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
