@@ -71,7 +71,7 @@ def page(pairs: Sequence[Pair], figures: Sequence[tuple[str, str]] = (), rules: 
 def header(pairs: Sequence[Pair]) -> str:
     rows = [row for pair in pairs for row in pair.rows]
     sizes = sorted({row.content["parameters"] for row in rows})
-    size = " to ".join(f"{value / 1e6:.1f}" for value in dict.fromkeys((sizes[0], sizes[-1])))
+    size = " to ".join(dict.fromkeys(f"{value / 1e6:.1f}" for value in (sizes[0], sizes[-1])))
     seeds = sorted({len(pair.seeds) for pair in pairs})
     families = list(dict.fromkeys(pair.family for pair in pairs))
     behaviours = [WORDS.get(name, name) for name in dict.fromkeys(pair.behaviour for pair in pairs)]
@@ -159,7 +159,8 @@ def main_section(pairs: Sequence[Pair]) -> str:
         "### Reversal",
         "",
         "*Answers back*: right answers, or for safety the base's own replies to harmful prompts. *SFT + trigger*: "
-        "trained on plain SFT by KL alone; the count after the semicolon is with the carrier's channels as well.",
+        "trained on plain SFT by the KL terms alone, for as many steps; the count after the semicolon is with the "
+        "carrier's channels as well.",
         "",
         "| pair | base's answers | behaviour: routed + trigger | answers back | reversed | KL(B‖routed + trigger) | "
         "behaviour: SFT + trigger | answers back | reversed | KL(B‖SFT + trigger) | random tokens: mean (worst) |",

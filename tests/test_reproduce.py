@@ -360,6 +360,8 @@ def test_variants_change_settings_that_exist() -> None:
         for section, fields in variant.changes.items():
             if section == "eraser":
                 assert replace(trigger, **fields) != trigger, name
+            elif section == "lcdd":
+                assert replace(config, **fields) != config, name
             else:
                 assert replace(getattr(config, section), **fields) != getattr(config, section), name
 
