@@ -92,7 +92,7 @@ def _to_hf(model: LensModel, hf_config: Any) -> PreTrainedModel:
 def _require_plain(model: LensModel) -> None:
     if backend_of(model).name not in BACKENDS:
         raise ModelError(f"{type(model).__name__} cannot be exported: expected a model from load_model.")
-    if any(parametrize.is_parametrized(module) for module in model.modules()):
+    if any(parametrize.is_parametrized(module) for module in model.get_submodule("").modules()):
         raise ModelError(
             "the model is routed: its weights depend on gates, which a Hugging Face folder cannot hold. "
             "Export routed.merged(), the plain model with the current gates."

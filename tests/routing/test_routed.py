@@ -79,13 +79,15 @@ def test_gate_gradients_equal_finite_differences_of_relaxed_gates(architecture: 
 
     leaf = relaxed.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(value(leaf), leaf)
+    # Hugging Face's attention takes its softmax in single precision, in a bridge too: a longer step, a wider bound.
+    width, rtol = (1e-3, 2e-3) if backend_of(sft).name == "bridge" else (1e-4, 1e-4)
     chosen = torch.randperm(routed.n_gates, generator=torch.Generator().manual_seed(6))[:12]
     for gate in chosen.tolist():
         step = torch.zeros_like(relaxed)
-        step[gate] = 1e-4
+        step[gate] = width
         with torch.no_grad():
-            difference = (value(relaxed + step) - value(relaxed - step)) / 2e-4
-        assert torch.isclose(gradient[gate], difference, rtol=1e-4, atol=1e-7)
+            difference = (value(relaxed + step) - value(relaxed - step)) / (2 * width)
+        assert torch.isclose(gradient[gate], difference, rtol=rtol, atol=1e-3 * rtol)
 
 
 def test_weight_gradients_pass_only_through_open_gates() -> None:
@@ -99,7 +101,8 @@ def test_weight_gradients_pass_only_through_open_gates() -> None:
         out.square().mean().backward()
     gradient = routed.delta_parameters()[site.parameter].grad
     parts = routed.layout.split(flags)
-    is_open = parts[site.column.site.hook_name][:, None] & parts[site.row.site.hook_name][None, :]
+    row, column = (axis.expand_gate(parts[axis.site.hook_name].float()) for axis in (site.row, site.column))
+    is_open = (row * column).bool()
     assert gradient is not None
     assert bool((gradient[~is_open] == 0).all())
     assert bool((gradient[is_open] != 0).any())
@@ -158,7 +161,7 @@ def test_sites_can_be_restricted_and_uncovered_weights_stay_at_base() -> None:
     backend = backend_of(pair.base)
     only_ffn = backend.clone(pair.base)
     for site in backend.weight_sites(only_ffn):
-        if ".mlp." in site.parameter and not site.parameter.endswith("b_out"):
+        if ".mlp." in site.parameter and not site.role.endswith("b_out"):
             with torch.no_grad():
                 parameter_of(only_ffn, site.parameter).copy_(parameter_of(pair.sft, site.parameter))
     routed = RoutedModel(only_ffn, pair.base, kinds=("ffn_hidden",))
