@@ -50,9 +50,9 @@ class ComparisonConfig:
 
     methods: tuple[str, ...] = METHODS
     """Registered attribution methods; each must score every channel."""
-    n_discovery: int = 48
+    n_discovery: int = 32
     """Training prompts that methods see."""
-    n_test: int = 64
+    n_test: int = 48
     """Test prompts that everything is judged on."""
     shares: tuple[float, ...] = SHARES
     """Shares of all channels at which F is measured."""
@@ -62,10 +62,10 @@ class ComparisonConfig:
     """K of integrated gradients on weights."""
     mask_steps: int = 150
     """Steps of the mask-only methods."""
-    random_draws: int = 300
+    random_draws: int = 280
     """Random sets of the carrier's size on fine-tuned weights; p-values cannot be below 1/(draws + 1) before Holm's
     correction."""
-    matched_draws: int = 100
+    matched_draws: int = 60
     """The same with the carrier's counts per site, and with its counts per decile of ‖Δ‖."""
     random_draws_lcdd: int = 20
     """The same on LCDD's weights, matched per site."""
