@@ -18,9 +18,10 @@ from lcdd_lens.eraser import eraser as eraser_module
 from lcdd_lens.errors import ConfigError, DataError, LensError, ModelError, TrainingError
 from lcdd_lens.generation import generate
 from lcdd_lens.routing import RoutedModel
+from lcdd_lens.routing.routed import GatedDelta
 from tests.conftest import CONTEXT, tiny_hf
 from tests.eraser.helpers import concatenated_logits, prompts, words
-from tests.models import Pair, shifted, tiny_pair
+from tests.models import Pair, logits, shifted, tiny_pair
 
 needs_hooked = pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
 QUICK = EraserConfig(
@@ -290,6 +291,9 @@ def test_weights_flags_modes_and_hooks_are_untouched(pair: Pair, error: BaseExce
     routed = RoutedModel(pair.sft, pair.base)
     pair.sft.train(training)
     next(iter(pair.base.parameters())).requires_grad_(False)
+    for model in (pair.sft, pair.base):
+        # What a model caches about itself when it first runs is there before and after.
+        logits(model, torch.tensor([[1, 2, 3]]))
     before = snapshot(pair.sft), snapshot(pair.base)
     if error is None:
         train(pair)
@@ -305,7 +309,7 @@ def test_weights_flags_modes_and_hooks_are_untouched(pair: Pair, error: BaseExce
 def test_a_routed_model_is_trained_under_its_present_gates_applied_once(pair: Pair) -> None:
     routed = RoutedModel(pair.sft, pair.base)
     calls: list[int] = []
-    gated = routed.model.get_submodule("blocks.0.attn.parametrizations.W_Q.0")
+    gated = next(module for module in routed.model.modules() if isinstance(module, GatedDelta))
     with routed.only({"blocks.0.hook_attn_out": torch.tensor([1, 2])}):
         merged = train(Pair(pair.base, routed.merged()))
         handle = gated.register_forward_hook(lambda *_: calls.append(1))
